@@ -1,0 +1,1 @@
+"""Generative programs p(z) p(x|z), one a file."""

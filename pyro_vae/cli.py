@@ -1,0 +1,565 @@
+"""The command line: options in, the library called, tables and pictures out."""
+
+__all__ = ["app"]
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import pyro_vae
+from pyro_vae import figures, generation
+from pyro_vae.checkpoint import write_atomically
+from pyro_vae.components import find, names
+from pyro_vae.config import Config, read_yaml
+from pyro_vae.data import describe_data
+from pyro_vae.errors import InputError, suggest
+from pyro_vae.evaluation import Evaluation, evaluate
+from pyro_vae.runs import Run, load_run, resume_run, start_run, train_run
+from pyro_vae.terminal import TrainingDisplay, counting, evaluation_table, graceful_stop
+from pyro_vae.training import Trainer
+
+app = typer.Typer(
+    name="pyro-vae",
+    help="A workbench for variational autoencoders in Pyro.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console(highlight=False)
+
+DEFAULTS = Config()
+COMPONENTS, TRAINING, PLACE = "Components", "Training", "Data, seed and place"
+
+
+def _setting(name: str, text: str, panel: str) -> Any:
+    """An option that overrides one setting of ``Config``, or leaves it as it is."""
+    default = getattr(DEFAULTS, name)
+    return typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=text,
+        show_default="none" if default is None else str(default),
+        rich_help_panel=panel,
+    )
+
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+SplitOption = Annotated[str, typer.Option("--split", help="train, valid or test.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the draws.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+DataRootOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data-root", help="Where data lie; else the run's own, $PYRO_VAE_DATA or the cache."
+    ),
+]
+AllowCodeOption = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Execute the run's component files from outside."),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="The PNG to write; else one in RUN/figures.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        console.print(f"pyro-vae {pyro_vae.__version__}")
+        raise typer.Exit
+
+
+@app.command(rich_help_panel="Train")
+def train(
+    data: Annotated[str | None, _setting("data", "Data set, see `pyro-vae list`.", PLACE)] = None,
+    data_root: Annotated[
+        str | None, _setting("data_root", "Where data lie; else $PYRO_VAE_DATA.", PLACE)
+    ] = None,
+    model: Annotated[str | None, _setting("model", "The generative program.", COMPONENTS)] = None,
+    prior: Annotated[str | None, _setting("prior", "p(z).", COMPONENTS)] = None,
+    likelihood: Annotated[str | None, _setting("likelihood", "p(x|z).", COMPONENTS)] = None,
+    guide: Annotated[str | None, _setting("guide", "q(z|x).", COMPONENTS)] = None,
+    encoder: Annotated[
+        str | None, _setting("encoder", "Network of the encoder.", COMPONENTS)
+    ] = None,
+    decoder: Annotated[
+        str | None,
+        _setting("decoder", "Network of the decoder; none mirrors the encoder's.", COMPONENTS),
+    ] = None,
+    latent_dim: Annotated[int | None, _setting("latent_dim", "Size of z.", COMPONENTS)] = None,
+    objective: Annotated[
+        str | None, _setting("objective", "The estimator, such as trace(num_particles=5).", TRAINING)
+    ] = None,
+    beta: Annotated[float | None, _setting("beta", "β, the weight of the KL.", TRAINING)] = None,
+    warm_up: Annotated[
+        int | None, _setting("warm_up", "Epochs over which β grows from 0.", TRAINING)
+    ] = None,
+    optimizer: Annotated[
+        str | None, _setting("optimizer", "A torch.optim optimizer.", TRAINING)
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        _setting("schedule", "A torch.optim schedule, such as step_lr(step_size=10).", TRAINING),
+    ] = None,
+    clip_norm: Annotated[
+        float | None, _setting("clip_norm", "Clip the gradient's global norm.", TRAINING)
+    ] = None,
+    batch_size: Annotated[int | None, _setting("batch_size", "Data a step.", TRAINING)] = None,
+    epochs: Annotated[int | None, _setting("epochs", "Epochs at most.", TRAINING)] = None,
+    max_steps: Annotated[int | None, _setting("max_steps", "Steps at most.", TRAINING)] = None,
+    patience: Annotated[
+        int | None,
+        _setting("patience", "Stop after so many epochs without a better bound.", TRAINING),
+    ] = None,
+    seed: Annotated[int | None, _setting("seed", "Seed of weights and noise.", PLACE)] = None,
+    device: Annotated[str | None, _setting("device", "auto, cpu or cuda.", PLACE)] = None,
+    dtype: Annotated[str | None, _setting("dtype", "float32 or float64.", PLACE)] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="A YAML file of these settings; options override it."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The run folder to make; else runs/<data>-<n>.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Continue this run; --epochs may extend it.")
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option(help="Write TensorBoard events where its package is installed.")
+    ] = True,
+) -> None:
+    """Train a pair by SVI into a run folder.
+
+    [bold]pyro-vae train --data mnist --latent-dim 20 --epochs 50 --out runs/mnist[/]
+
+    Components are specs such as [bold]normal(scale=learned)[/]; quote them in the shell.
+    """
+    given = {
+        name: value
+        for name, value in locals().items()
+        if name in _field_names() and value is not None
+    }
+    if resume is not None:
+        if out is not None or config is not None:
+            raise InputError("--resume continues a run as it was: leave out --out and --config")
+        path = resume
+        settings, splits, trainer = resume_run(resume, given)
+    else:
+        mapping = read_yaml(config) if config else {}
+        mapping.pop("facts", None)
+        mapping.pop("code", None)
+        settings = Config.from_mapping({**mapping, **given}, str(config))
+        path = out or _next_folder(Path("runs"), settings.data)
+        settings, splits, trainer = start_run(settings, path)
+    if trainer.finished:
+        console.print(
+            f"{path} is finished at epoch {trainer.progress.epoch}; to go on, give a larger "
+            "--epochs, --max-steps or --patience",
+            soft_wrap=True,
+        )
+        return
+    _train(path, settings, trainer, tensorboard)
+
+
+@app.command("evaluate", rich_help_panel="Score")
+def evaluate_command(
+    run: RunArgument,
+    split: SplitOption = "test",
+    num_samples: Annotated[
+        int, typer.Option("--num-samples", "-K", help="K, importance samples a datum.")
+    ] = 5000,
+    count: Annotated[
+        int | None, typer.Option(help="Score a random subset of so many data, by a fixed seed.")
+    ] = None,
+    chunk_size: Annotated[
+        int | None, typer.Option(help="How many z to decode at once; memory, never the answer.")
+    ] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    data_root: DataRootOption = None,
+    allow_code: AllowCodeOption = False,
+) -> None:
+    """Score a run: ELBO, its terms, and log p(x) by IWAE-K, each with its errors.
+
+    Written to RUN/evaluation/SPLIT.json, an entry a protocol.
+    """
+    loaded = load_run(run, allow_code=allow_code, device=device, data_root=data_root)
+    _evaluate(loaded, split, num_samples, count=count, chunk_size=chunk_size, seed=seed)
+
+
+@app.command(rich_help_panel="Draw")
+def sample(
+    run: RunArgument,
+    num_samples: Annotated[int, typer.Option(min=1, help="How many z of the prior.")] = 64,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    allow_code: AllowCodeOption = False,
+    out: OutOption = None,
+) -> None:
+    """Draw from the prior: the decoder's means beside draws of data from them."""
+    loaded = load_run(run, allow_code=allow_code, device=device)
+    _say(_draw_samples(loaded, num_samples, seed, out))
+
+
+@app.command(rich_help_panel="Draw")
+def reconstruct(
+    run: RunArgument,
+    split: SplitOption = "test",
+    count: Annotated[int, typer.Option(min=1, help="How many data.")] = 12,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    data_root: DataRootOption = None,
+    allow_code: AllowCodeOption = False,
+    out: OutOption = None,
+) -> None:
+    """Draw data above their reconstructions from one z ~ q(z|x)."""
+    loaded = load_run(run, allow_code=allow_code, device=device, data_root=data_root)
+    _say(_draw_reconstructions(loaded, split, count, seed, out))
+
+
+@app.command(rich_help_panel="Draw")
+def traverse(
+    run: RunArgument,
+    dims: Annotated[
+        str | None, typer.Option(help="Dimensions, such as 0,3,5; else the 10 most active.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=2, help="How many values a dimension.")] = 11,
+    span: Annotated[
+        float, typer.Option(min=0.0, help="How far to go, in standard deviations of the prior.")
+    ] = 3.0,
+    split: SplitOption = "test",
+    datum: Annotated[
+        int | None, typer.Option(min=0, help="Start at this datum's posterior mean, not the prior's.")
+    ] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    data_root: DataRootOption = None,
+    allow_code: AllowCodeOption = False,
+    out: OutOption = None,
+) -> None:
+    """Draw what the decoder makes of each latent dimension moved alone."""
+    loaded = load_run(run, allow_code=allow_code, device=device, data_root=data_root)
+    chosen = _whole_numbers(dims) if dims is not None else None
+    _say(_draw_traversals(loaded, split, chosen, steps, span, datum, seed, out))
+
+
+@app.command(rich_help_panel="Draw")
+def interpolate(
+    run: RunArgument,
+    split: SplitOption = "test",
+    count: Annotated[int, typer.Option(min=1, help="How many pairs of data.")] = 6,
+    steps: Annotated[int, typer.Option(min=2, help="How many z between them.")] = 9,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    data_root: DataRootOption = None,
+    allow_code: AllowCodeOption = False,
+    out: OutOption = None,
+) -> None:
+    """Draw the decoded line between the posterior means of two data."""
+    loaded = load_run(run, allow_code=allow_code, device=device, data_root=data_root)
+    _say(_draw_interpolation(loaded, split, count, steps, seed, out))
+
+
+@app.command(rich_help_panel="Draw")
+def embed(
+    run: RunArgument,
+    split: SplitOption = "test",
+    count: Annotated[int, typer.Option(min=2, help="How many data at most.")] = 5000,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    data_root: DataRootOption = None,
+    allow_code: AllowCodeOption = False,
+    out: OutOption = None,
+) -> None:
+    """Draw the latent map, coloured by label; for two latents the decoder's manifold too."""
+    loaded = load_run(run, allow_code=allow_code, device=device, data_root=data_root)
+    _say(_draw_embedding(loaded, split, count, seed, out))
+    if loaded.config.latent_dim == 2 and out is None:
+        _say(_draw_manifold(loaded))
+
+
+@app.command("list")
+def list_command(
+    kind: Annotated[
+        str | None, typer.Argument(help="Only this kind: prior, likelihood, guide, ….")
+    ] = None,
+) -> None:
+    """List every component with its arguments and one line."""
+    kinds = ("data", "prior", "likelihood", "guide", "model", "network", "objective", "optimizer",
+             "schedule")  # fmt: skip
+    if kind is not None and kind not in kinds:
+        raise InputError(f"unknown kind {kind!r}{suggest(kind, kinds)}")
+    for each in kinds if kind is None else (kind,):
+        table = Table(title=each, title_justify="left", title_style="bold", show_header=False)
+        table.add_column(no_wrap=True)
+        table.add_column(style="dim", ratio=1)
+        table.add_column(ratio=2)
+        for row in describe_data() if each == "data" else map(_described(each), names(each)):
+            table.add_row(*row)
+        console.print(table)
+
+
+@app.command(rich_help_panel="Train")
+def demo(
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The folder to make; else runs/demo-<n>.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs at most.")] = 300,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-K", min=1)] = 5000,
+    seed: SeedOption = 0,
+) -> None:
+    """Train on scikit-learn's digits, score on held-out digits, draw every figure.
+
+    Two runs: eight latents to be scored, two latents to be seen as a map.
+    """
+    folder = out or _next_folder(Path("runs"), "demo")
+    settings = Config(
+        data="digits", latent_dim=8, encoder="mlp(hidden=(256, 256))", batch_size=64,
+        warm_up=20, epochs=epochs, patience=60, seed=seed, device="cpu",
+    )  # fmt: skip
+    pictures: list[Path] = []
+    for dims in (8, 2):
+        path = folder / f"latent-{dims}"
+        console.print(f"\n[bold]A VAE of {dims} latents on handwritten digits[/], {path}")
+        config, _, trainer = start_run(settings.replace(latent_dim=dims), path)
+        _train(path, config, trainer, tensorboard=False)
+        run = load_run(path)
+        _evaluate(run, "test", num_samples, seed=seed)
+        pictures += [path / "figures" / "training.png", *_draw_all(run, seed)]
+    console.print("\nThe pictures:")
+    for picture in pictures:
+        console.print(f"  {picture}", soft_wrap=True)
+
+
+def _field_names() -> list[str]:
+    return [field.name for field in dataclasses.fields(Config)]
+
+
+def _train(path: Path, config: Config, trainer: Trainer, tensorboard: bool) -> None:
+    """Train into the folder, with a display; say how to resume after an interruption."""
+    writer = _event_writer(path) if tensorboard else None
+
+    def on_epoch(row: dict[str, Any]) -> None:
+        display.on_epoch(row)
+        if writer is not None:
+            for name, value in row.items():
+                writer.add_scalar(name, value, row["step"])
+
+    with graceful_stop() as stop, TrainingDisplay(console, trainer) as display:
+        finished = train_run(
+            path, config, trainer, on_epoch=on_epoch, on_step=display.on_step, stop=stop
+        )
+    if writer is not None:
+        writer.close()
+    progress = trainer.progress
+    if not finished:
+        console.print(
+            f"stopped at step {progress.step}; to go on: pyro-vae train --resume '{path}'",
+            soft_wrap=True,
+        )
+        raise typer.Exit(130)
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    figures.save(figures.training_curves(rows), path / "figures" / "training.png")
+    console.print(
+        f"{path}: {progress.epoch} epochs, {progress.step} steps, {progress.seconds:.0f} s; "
+        f"best validation ELBO {progress.best_bound:.2f} nats/datum at epoch {progress.best_epoch}",
+        soft_wrap=True,
+    )
+
+
+def _event_writer(path: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(path / "tensorboard")
+
+
+def _evaluate(
+    run: Run,
+    split_name: str,
+    num_samples: int,
+    *,
+    count: int | None = None,
+    chunk_size: int | None = None,
+    seed: int = 0,
+) -> None:
+    split = run.data.split(split_name)
+    if count is not None:
+        split = split.subset(count)
+    with counting(console, f"IWAE-{num_samples}, blocks") as on_block:
+        evaluation = evaluate(
+            run.model,
+            run.guide,
+            split,
+            run.facts,
+            num_samples=num_samples,
+            chunk_size=chunk_size,
+            seed=seed,
+            device=run.device,
+            dtype=run.config.torch_dtype(),
+            data_protocol=run.data.protocol(split_name, split),
+            on_block=on_block,
+        )
+    record = run.path / "evaluation" / f"{split_name}.json"
+    _record(record, evaluation)
+    title = f"{run.path}, {split_name}, {len(split)} data of {run.config.data}"
+    console.print(evaluation_table(evaluation, title))
+    console.print(f"± standard errors over draws of z and over data; {record}", soft_wrap=True)
+
+
+def _record(path: Path, evaluation: Evaluation) -> None:
+    """Add an entry, or replace the one of the same protocol."""
+    entries = []
+    if path.exists():
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+            entries = [e for e in entries if e["protocol"] != evaluation.protocol]
+        except (ValueError, TypeError, KeyError):
+            raise InputError(f"'{path}' is damaged; move it away and evaluate again") from None
+    text = json.dumps([*entries, evaluation.to_json()], indent=1, allow_nan=False)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _draw_all(run: Run, seed: int) -> list[Path]:
+    paths = [
+        _draw_samples(run, 64, seed),
+        _draw_reconstructions(run, "test", 12, seed),
+        _draw_traversals(run, "test", None, 11, 3.0, None, seed),
+        _draw_interpolation(run, "test", 6, 9, seed),
+        _draw_embedding(run, "test", 5000, seed),
+    ]
+    return [*paths, _draw_manifold(run)] if run.config.latent_dim == 2 else paths
+
+
+def _draw_samples(run: Run, num_samples: int, seed: int, out: Path | None = None) -> Path:
+    pictures = generation.sample_prior(run.model, num_samples, seed=seed)
+    low, high = _display_range(run, pictures.means)
+    figure = figures.prior_samples(*_on_cpu(*pictures), vmin=low, vmax=high)
+    return figures.save(figure, out or run.path / "figures" / "samples.png")
+
+
+def _draw_reconstructions(
+    run: Run, split: str, count: int, seed: int, out: Path | None = None
+) -> Path:
+    x = _some_data(run, split, count, seed)[0]
+    pictures = generation.reconstruct(run.model, run.guide, x, seed=seed)
+    low, high = _display_range(run, x)
+    figure = figures.reconstructions(*_on_cpu(x, *pictures), vmin=low, vmax=high)
+    return figures.save(figure, out or run.path / "figures" / "reconstructions.png")
+
+
+def _draw_traversals(
+    run: Run,
+    split: str,
+    dims: list[int] | None,
+    steps: int,
+    span: float,
+    datum: int | None,
+    seed: int,
+    out: Path | None = None,
+) -> Path:
+    x = _some_data(run, split, 1000, seed)[0]
+    means = generation.posterior_mean(run.guide, x)
+    if datum is not None:
+        scored = run.data.split(split).scored(slice(datum, datum + 1))
+        if len(scored) == 0:
+            raise InputError(f"the {split} split has no datum {datum}")
+        start = generation.posterior_mean(run.guide, run.to_device(scored))[0]
+    else:
+        start = generation.prior_mean(run.model)
+    if dims is None:  # Var_x E_q[z_d|x], the activity of Burda et al. (2016)
+        dims = means.var(dim=0).argsort(descending=True)[:10].sort().values.tolist()
+    values = torch.linspace(-span, span, steps)
+    images = generation.traverse(run.model, start, dims, values)
+    low, high = _display_range(run, images)
+    figure = figures.traversals(*_on_cpu(images), values, dims=dims, vmin=low, vmax=high)
+    return figures.save(figure, out or run.path / "figures" / "traversals.png")
+
+
+def _draw_interpolation(
+    run: Run, split: str, count: int, steps: int, seed: int, out: Path | None = None
+) -> Path:
+    x = _some_data(run, split, 2 * count, seed)[0]
+    count = len(x) // 2
+    first, last = x[:count], x[count : 2 * count]
+    images = generation.interpolate(run.model, run.guide, first, last, steps, seed=seed)
+    low, high = _display_range(run, x)
+    ends = torch.stack([first, last], dim=1)
+    figure = figures.interpolation(*_on_cpu(images), ends=ends.cpu(), vmin=low, vmax=high)
+    return figures.save(figure, out or run.path / "figures" / "interpolation.png")
+
+
+def _draw_embedding(run: Run, split: str, count: int, seed: int, out: Path | None = None) -> Path:
+    x, labels = _some_data(run, split, count, seed)
+    points = generation.posterior_mean(run.guide, x, seed=seed).cpu()
+    points, method, explained = generation.project(points)
+    figure = figures.latent_scatter(points, labels, method=method, explained=explained)
+    return figures.save(figure, out or run.path / "figures" / "latent.png")
+
+
+def _draw_manifold(run: Run, out: Path | None = None) -> Path:
+    images, values = generation.manifold(run.model)
+    low, high = _display_range(run, images)
+    figure = figures.manifold(*_on_cpu(images, values), vmin=low, vmax=high)
+    return figures.save(figure, out or run.path / "figures" / "manifold.png")
+
+
+def _some_data(run: Run, split_name: str, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """A random subset, at most ``count`` data, on the run's device."""
+    split = run.data.split(split_name)
+    split = split.subset(min(count, len(split)), seed=seed)
+    return run.to_device(split.scored()), split.labels
+
+
+def _display_range(run: Run, images: Tensor) -> tuple[float, float]:
+    """What is black and what is white, in the units of the data."""
+    facts = run.facts
+    if facts.measure == "continuous" and not facts.dequantized:
+        return float(images.min()), float(images.max())
+    return 0.0, facts.input_scale
+
+
+def _on_cpu(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.cpu() for tensor in tensors]
+
+
+def _say(path: Path) -> None:
+    console.print(str(path), soft_wrap=True)
+
+
+def _whole_numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise InputError(f"expected whole numbers such as 0,3,5, got {text!r}") from None
+
+
+def _described(kind: str) -> Any:
+    def row(name: str) -> tuple[str, str, str]:
+        component = find(kind, name)
+        options = component.options.items()
+        hidden = ("foreach", "fused", "capturable", "differentiable", "maximize", "last_epoch")
+        shown = [k if v is ... else f"{k}={v}" for k, v in options if k not in hidden]
+        summary = "" if kind in ("optimizer", "schedule") else component.summary
+        return name, ", ".join(shown), summary
+
+    return row
+
+
+def _next_folder(parent: Path, data: str) -> Path:
+    """``parent/<name>-<n>`` with the first n that is free."""
+    name = Path(data.partition("(")[0]).stem
+    candidates = (parent / f"{name}-{n}" for n in itertools.count(1))
+    return next(path for path in candidates if not path.exists())

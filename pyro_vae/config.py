@@ -1,0 +1,166 @@
+"""Everything that determines a run: the same strings in files, tables and titles."""
+
+__all__ = ["Config"]
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from pyro_vae.errors import InputError, suggest
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run's settings, as they stand in ``config.yaml`` and on the command line.
+
+    Components are specs, see ``pyro_vae.specs``. Counts of time are epochs
+    unless a name says steps.
+    """
+
+    data: str = "digits"
+    data_root: str | None = None
+    model: str = "vae"
+    prior: str = "standard_normal"
+    likelihood: str = "bernoulli"
+    guide: str = "diagonal_normal"
+    encoder: str = "mlp"
+    decoder: str | None = None
+    """None: the encoder's spec, mirrored."""
+    latent_dim: int = 16
+    objective: str = "trace"
+    beta: float = 1.0
+    warm_up: int = 0
+    """Epochs over which β grows linearly from 0."""
+    optimizer: str = "adam(lr=0.001)"
+    schedule: str | None = None
+    clip_norm: float | None = None
+    batch_size: int = 128
+    epochs: int = 100
+    max_steps: int | None = None
+    patience: int | None = None
+    """Epochs after the warm-up without a better validation bound before training stops."""
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
+    code: dict[str, str] = field(default_factory=dict)
+    """path → sha256 of every component file from outside the project."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for name, hint in hints.items():
+            object.__setattr__(self, name, _typed(name, getattr(self, name), hint))
+        positive = ("latent_dim", "batch_size", "epochs", "max_steps", "patience", "clip_norm")
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{_option(name)} must be positive, got {value}")
+        for name in ("beta", "warm_up", "seed"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise InputError(f"{_option(name)} must not be negative, got {value}")
+        if self.seed >= 2**63:
+            raise InputError(f"--seed must be below 2⁶³, got {self.seed}")
+        for name, choices in {"device": ("auto", "cpu", "cuda"), "dtype": ("float32", "float64")}.items():
+            value = getattr(self, name)
+            if value not in choices and not (name == "device" and value.startswith("cuda:")):
+                raise InputError(f"unknown {name} {value!r}{suggest(value, choices)}")
+
+    def torch_device(self) -> torch.device:
+        """Return the device; ``auto`` is CUDA where there is one.
+
+        Raises:
+            InputError: ``cuda`` where there is none.
+        """
+        return resolve_device(self.device)
+
+    def torch_dtype(self) -> torch.dtype:
+        """Return the dtype of parameters and data."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    def replace(self, **changes: Any) -> "Config":
+        """Return a copy with some settings changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_yaml(self) -> str:
+        """Return the YAML text that ``from_yaml`` reads."""
+        text: str = yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+        return text
+
+    @classmethod
+    def from_mapping(cls, mapping: dict[str, Any], source: str = "configuration") -> "Config":
+        """Make a config from a mapping of its fields.
+
+        Raises:
+            InputError: an unknown key, with the nearest match, or a value of the wrong kind.
+        """
+        valid = [f.name for f in dataclasses.fields(cls)]
+        for key in mapping:
+            if key not in valid:
+                raise InputError(f"{source}: unknown key {key!r}{suggest(str(key), valid)}")
+        return cls(**mapping)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        InputError: missing, unreadable, or not a mapping.
+    """
+    try:
+        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no such file: '{path}'") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).replace("\n", " ")
+        raise InputError(f"cannot read '{path}': {reason}") from None
+    if not isinstance(mapping, dict):
+        raise InputError(f"'{path}': expected 'key: value' lines")
+    return mapping
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device; ``auto`` is CUDA where there is one.
+
+    Raises:
+        InputError: ``cuda`` where there is none, or an unknown name.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"unknown device {name!r}; valid: auto, cpu, cuda") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise InputError(f"device {name!r}: {found} CUDA devices found; use --device cpu or auto")
+    return device
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """Hold a value against the field's type; a whole number serves as a float."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and types.NoneType in kinds:
+        return None
+    if typing.get_origin(hint) is dict:
+        if isinstance(value, dict) and all(isinstance(t, str) for kv in value.items() for t in kv):
+            return value
+        raise InputError(f"{name} must map paths to hashes, got {value!r}")
+    if float in kinds and type(value) in (int, float):
+        return float(value)
+    if type(value) in kinds:
+        return value
+    expected = {int: "a whole number", float: "a number", str: "text"}
+    wanted = " or ".join(expected[kind] for kind in kinds if kind in expected)
+    raise InputError(f"{_option(name)} must be {wanted}, got {value!r}")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

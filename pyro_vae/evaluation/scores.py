@@ -1,0 +1,172 @@
+"""Scores of a pair on a split: every mean with its errors, under a stated protocol."""
+
+__all__ = ["evaluate", "Estimate", "Evaluation"]
+
+import dataclasses
+import math
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.data import Split
+from pyro_vae.evaluation.importance import LogLikelihood, log_likelihood
+from pyro_vae.log_weights import Program
+from pyro_vae.protocols import Facts
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over data, with what is known of its errors, each kept apart."""
+
+    value: float
+    standard_error: float | None
+    """Over Monte Carlo draws, the data held fixed; None where one draw was made."""
+    data_standard_error: float | None
+    """Over data; over blocks of neighbours where data are ordered; None for one datum."""
+    count: int
+    """How many data."""
+    bias: float | None = None
+    """What the estimate misses of its target in expectation, where an estimate is known."""
+    unit: str = "nats/datum"
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Named estimates and the protocol they stand under."""
+
+    estimates: dict[str, Estimate]
+    protocol: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain dictionaries, numbers and strings."""
+        estimates = {name: dataclasses.asdict(e) for name, e in self.estimates.items()}
+        return {"protocol": self.protocol, "estimates": estimates}
+
+
+def evaluate(
+    model: Program,
+    guide: Program,
+    split: Split,
+    facts: Facts,
+    *,
+    num_samples: int = 5000,
+    chunk_size: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    data_protocol: dict[str, Any] | None = None,
+    on_block: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Score a pair on a split: ELBO, its two terms, IWAE-K and bits/dim where it applies.
+
+    All from the same K draws a datum; ELBO = reconstruction − KL. Bits/dim are
+    −log₂ p(x)/D of the mass on levels; for dequantized values y = (level + u)/n
+    log P(level) ≥ E_u log p(y) − D log n, so they are an upper bound there.
+
+    Arguments:
+        model, guide: the pair, on ``device``, in evaluation mode.
+        split: the data to score, all of it.
+        facts: the data's measure.
+        num_samples: K of IWAE-K.
+        chunk_size, seed, on_block: as for ``log_likelihood``.
+        device, dtype: where the data are put, and in what precision.
+        data_protocol: what to record of the data; see ``DataSplits.protocol``.
+    """
+    x = split.scored().to(device, dtype)
+    result = log_likelihood(
+        model, guide, x, num_samples, chunk_size=chunk_size, seed=seed, on_block=on_block
+    )
+    estimates = _estimates(result, facts)
+    protocol = {
+        **(data_protocol or {}),
+        "count": len(split),
+        "content_hash": split.content_hash,
+        "num_samples": num_samples,
+        "seed": seed,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": torch.device(device).type,
+        "versions": _versions(),
+    }
+    return Evaluation(estimates, protocol)
+
+
+def data_standard_error(values: Tensor, ordered: bool = False) -> float | None:
+    """Return the standard error over data of the mean of ``values`` ``[B]``.
+
+    Neighbouring frames of a video are alike: ordered data are cut into √B
+    contiguous blocks whose means are taken as independent (batch means).
+
+    Example:
+        >>> data_standard_error(torch.tensor([1.0, 3.0]))
+        1.0
+    """
+    if ordered:
+        num_blocks = math.isqrt(len(values))
+        values = torch.stack([block.mean() for block in values.tensor_split(num_blocks)])
+    if len(values) < 2:
+        return None
+    return float(values.std() / math.sqrt(len(values)))
+
+
+def _estimates(result: LogLikelihood, facts: Facts) -> dict[str, Estimate]:
+    def estimate(values: Tensor, errors: Tensor, **extra: Any) -> Estimate:
+        return Estimate(
+            value=float(values.mean()),
+            standard_error=_mean_error(errors),
+            data_standard_error=data_standard_error(values, facts.ordered),
+            count=len(values),
+            **extra,
+        )
+
+    estimates = {
+        "elbo": estimate(result.elbo, result.elbo_standard_error),
+        "reconstruction": estimate(result.reconstruction, result.reconstruction_standard_error),
+        "kl": estimate(result.kl, result.kl_standard_error),
+        "log_likelihood": estimate(
+            result.log_px,
+            result.standard_error,
+            bias=None if result.num_samples == 1 else float(result.bias.mean()),
+            note=f"IWAE-{result.num_samples}, a lower bound in expectation",
+        ),
+    }
+    if facts.measure in ("binary", "levels") or facts.dequantized:
+        estimates["bits_per_dim"] = _bits_per_dim(estimates["log_likelihood"], facts)
+    return estimates
+
+
+def _bits_per_dim(log_px: Estimate, facts: Facts) -> Estimate:
+    unit = facts.num_dims * math.log(2)
+    # dy = 1/n in each dimension: log p(level + u) = log p(y) − D log n
+    jacobian = facts.num_dims * math.log(facts.num_levels or 1) if facts.dequantized else 0.0
+
+    def scaled(value: float | None, sign: int = 1) -> float | None:
+        return None if value is None else sign * value / unit
+
+    return Estimate(
+        value=-(log_px.value - jacobian) / unit,
+        standard_error=scaled(log_px.standard_error),
+        data_standard_error=scaled(log_px.data_standard_error),
+        count=log_px.count,
+        bias=scaled(log_px.bias, -1),
+        unit="bits/dim",
+        note="of dequantized values, an upper bound" if facts.dequantized else "an upper bound",
+    )
+
+
+def _mean_error(errors: Tensor) -> float | None:
+    """The standard error of a mean of independent estimates."""
+    error = float(errors.square().sum().sqrt() / len(errors))
+    return None if math.isnan(error) else error
+
+
+def _versions() -> dict[str, str]:
+    from pyro_vae import __version__
+
+    versions = {name: version(name) for name in ("torch", "pyro-ppl")}
+    return {"pyro-vae": __version__, "python": platform.python_version(), **versions}

@@ -1,0 +1,167 @@
+"""What a trained pair draws: samples, reconstructions, traversals, paths, embeddings."""
+
+__all__ = [
+    "Pictures",
+    "sample_prior",
+    "reconstruct",
+    "posterior_mean",
+    "prior_mean",
+    "project",
+    "traverse",
+    "interpolate",
+    "manifold",
+]
+
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import Distribution
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from pyro_vae.errors import InputError
+from pyro_vae.seeding import derive_seed, seeded
+
+# Draws that stand in for a mean or standard deviation without a closed form.
+MOMENT_DRAWS = 1000
+
+
+class Pictures(NamedTuple):
+    """Decoded latents, each ``[*, *event_shape]``, in the units of the data."""
+
+    means: Tensor
+    """E[x|z]."""
+    draws: Tensor
+    """x ~ p(x|z)."""
+
+
+@torch.no_grad()
+def sample_prior(model: Any, num_samples: int, *, seed: int = 0) -> Pictures:
+    """Draw z from the model's own prior and decode it, ``[num_samples, *event_shape]``."""
+    prior = model.prior()
+    with seeded(derive_seed(seed, "sample"), _device(model)):
+        return _decode(model, prior.sample((num_samples,)))
+
+
+@torch.no_grad()
+def reconstruct(model: Any, guide: Any, x: Tensor, *, seed: int = 0) -> Pictures:
+    """Draw one z ~ q(z|x) a datum and decode it, ``[B, *event_shape]``."""
+    with seeded(derive_seed(seed, "reconstruct"), x.device):
+        return _decode(model, guide.posterior(x).sample())
+
+
+@torch.no_grad()
+def posterior_mean(guide: Any, x: Tensor, *, seed: int = 0) -> Tensor:
+    """Return E_q[z|x], ``[B, latent_dim]``; over 1,000 draws where it has no closed form."""
+    return _moments(guide.posterior(x), seed)[0]
+
+
+@torch.no_grad()
+def prior_mean(model: Any, *, seed: int = 0) -> Tensor:
+    """Return E[z] under the prior, ``[latent_dim]``; over 1,000 draws if it has no closed form."""
+    return _moments(model.prior(), seed)[0]
+
+
+def project(points: Tensor) -> tuple[Tensor, str, float | None]:
+    """Bring points ``[N, D]`` to ``[N, 2]`` for a map.
+
+    Returns:
+        the points; what their axes are; for principal components the fraction
+        of the variance they explain.
+    """
+    if points.shape[1] == 2:
+        return points, "posterior mean", None
+    if points.shape[1] == 1:
+        return torch.cat([points, torch.zeros_like(points)], dim=1), "posterior mean", None
+    pca = PCA(n_components=2).fit(points.numpy())
+    projected = torch.from_numpy(pca.transform(points.numpy()))
+    method = "first two principal components of the posterior mean"
+    return projected, method, float(pca.explained_variance_ratio_.sum())
+
+
+@torch.no_grad()
+def traverse(
+    model: Any, start: Tensor, dims: list[int], values: Tensor, *, seed: int = 0
+) -> Tensor:
+    """Decode z moved along single dimensions, ``[len(dims), len(values), *event_shape]``.
+
+    Arguments:
+        model: a model with ``prior`` and ``decode``.
+        start: the z that the other dimensions stay at, ``[latent_dim]``.
+        dims: which dimensions move.
+        values: where to, in standard deviations of the prior from its mean.
+    """
+    mean, scale = _moments(model.prior(), seed)
+    z = start.expand(len(dims), len(values), -1).clone()
+    for row, dim in enumerate(dims):
+        if not -len(start) <= dim < len(start):
+            raise InputError(f"latent dimension {dim} is outside 0 … {len(start) - 1}")
+        z[row, :, dim] = mean[dim] + scale[dim] * values.to(mean)
+    means: Tensor = _mean(model.decode(z))
+    return means
+
+
+@torch.no_grad()
+def interpolate(
+    model: Any, guide: Any, first: Tensor, last: Tensor, num_steps: int = 11, *, seed: int = 0
+) -> Tensor:
+    """Decode straight lines between posterior means, ``[B, num_steps, *event_shape]``.
+
+    Arguments:
+        first, last: the data at both ends, ``[B, *event_shape]``.
+        num_steps: how many z a line, both ends included.
+    """
+    if num_steps < 2:
+        raise InputError(f"an interpolation needs at least 2 steps, got {num_steps}")
+    ends = posterior_mean(guide, first, seed=seed), posterior_mean(guide, last, seed=seed)
+    weight = torch.linspace(0, 1, num_steps).to(ends[0])[:, None]
+    z = ends[0][:, None] * (1 - weight) + ends[1][:, None] * weight
+    return _mean(model.decode(z))
+
+
+@torch.no_grad()
+def manifold(model: Any, num_steps: int = 15) -> tuple[Tensor, Tensor]:
+    """Decode a grid over two latents; ``images[i, j]`` stands at ``(values[i], values[j])``.
+
+    The values are the normal quantiles of (i + ½)/num_steps, in standard
+    deviations of the prior from its mean.
+
+    Returns:
+        images ``[num_steps, num_steps, *event_shape]`` and values ``[num_steps]``.
+    """
+    mean, scale = _moments(model.prior(), 0)
+    if len(mean) != 2:
+        raise InputError(f"a manifold needs 2 latent dimensions, got {len(mean)}")
+    quantile = (torch.arange(num_steps, dtype=torch.float64) + 0.5) / num_steps
+    values = torch.special.ndtri(quantile).to(mean)
+    z = mean + scale * torch.cartesian_prod(values, values)
+    return _mean(model.decode(z.view(num_steps, num_steps, 2))), values
+
+
+def _decode(model: Any, z: Tensor) -> Pictures:
+    p = model.decode(z)
+    return Pictures(_mean(p), p.sample())
+
+
+def _mean(p: Distribution) -> Tensor:
+    """E[x], over draws where the likelihood has none (the mean may not exist either)."""
+    try:
+        mean: Tensor = p.mean
+    except NotImplementedError:
+        mean = p.sample((100,)).mean(0)
+    return mean
+
+
+def _moments(p: Distribution, seed: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, in closed form or over draws."""
+    try:
+        return p.mean, p.variance.sqrt()
+    except NotImplementedError:
+        with seeded(derive_seed(seed, "moments")):
+            draws = p.sample((MOMENT_DRAWS,))
+        return draws.mean(0), draws.std(0)
+
+
+def _device(model: Any) -> torch.device:
+    device: torch.device = next(model.parameters()).device
+    return device

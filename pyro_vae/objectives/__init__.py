@@ -1,0 +1,1 @@
+"""Objectives, one estimator a file, each a ``pyro.infer.ELBO``."""

@@ -1,0 +1,26 @@
+"""Pyro's TraceMeanField_ELBO."""
+
+__all__ = ["TraceMeanField"]
+
+from pyro.infer import TraceMeanField_ELBO
+
+from pyro_vae.errors import InputError
+
+
+class TraceMeanField(TraceMeanField_ELBO):  # type: ignore[misc]
+    """Pyro's TraceMeanField_ELBO: KL(q ‖ p) analytic where torch knows it, else Monte Carlo.
+
+    (1/K) Σ_k log p(x|z_k) − KL(q(z|x) ‖ p(z)),  z_k ~ q(z|x)
+
+    Arguments:
+        num_particles: K, the number of z drawn a datum and step.
+    """
+
+    def __init__(self, num_particles: int = 1):
+        if type(num_particles) is not int or num_particles < 1:
+            raise InputError(f"num_particles must be a whole number ≥ 1, got {num_particles!r}")
+        super().__init__(
+            num_particles=num_particles,
+            vectorize_particles=num_particles > 1,
+            max_plate_nesting=1,
+        )

@@ -1,0 +1,117 @@
+"""One torch optimizer over all parameters at once, inside ``pyro.infer.SVI``."""
+
+__all__ = ["JointOptim", "optimizer_from_spec", "schedule_from_spec"]
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyro
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from pyro_vae.components import find
+from pyro_vae.errors import InputError
+from pyro_vae.specs import parse_spec
+
+
+class NonFiniteGradientError(ArithmeticError):
+    """A gradient is NaN or infinite; no parameter was changed."""
+
+
+class JointOptim(PyroOptim):  # type: ignore[misc]
+    """A ``PyroOptim`` that steps all parameters together, after clipping their joint gradient.
+
+    Pyro's own wrappers make one optimizer a parameter: slow, and unable to clip
+    by the global norm. A step whose gradient is not finite changes nothing.
+
+    Arguments:
+        parameters: name → unconstrained leaf, in the order that the state keeps.
+        factory: makes the optimizer from the list of parameters.
+        clip_norm: the largest global 2-norm of a gradient, or None.
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, Tensor],
+        factory: Callable[[list[Tensor]], Optimizer],
+        clip_norm: float | None = None,
+    ):
+        self.parameters = parameters
+        self.optimizer = factory(list(parameters.values()))
+        self.clip_norm = clip_norm
+        self.gradient_norm = float("nan")
+
+    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+        """Clip and step; called by ``SVI.step`` with the parameters it met."""
+        unknown = {id(p) for p in params} - {id(p) for p in self.parameters.values()}
+        if unknown:
+            store = pyro.get_param_store()
+            names = [n for n, p in store.named_parameters() if id(p) in unknown]
+            raise InputError(
+                f"parameter {', '.join(names)} appeared after training began; "
+                "register every parameter in the first run of model and guide"
+            )
+        leaves = self.parameters.values()
+        gradients = [p.grad for p in leaves if p.grad is not None]
+        norm = get_total_norm(gradients)
+        self.gradient_norm = float(norm)
+        if not torch.isfinite(norm):
+            raise NonFiniteGradientError
+        if self.clip_norm is not None:
+            clip_grads_with_norm_(list(leaves), self.clip_norm, norm)
+        self.optimizer.step()
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the optimizer's state: tensors, numbers and names."""
+        state: dict[str, Any] = self.optimizer.state_dict()
+        return state
+
+    def set_state(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``get_state`` returned, for the same parameters."""
+        self.optimizer.load_state_dict(state_dict)
+
+
+def optimizer_from_spec(text: str) -> Callable[[list[Tensor]], Optimizer]:
+    """Return a factory for a ``torch.optim`` optimizer; fused or foreach where torch has them.
+
+    Example:
+        >>> optimizer_from_spec("rmsprop(lr=1e-3, centered=True)")([torch.zeros(1)]).defaults["lr"]
+        0.001
+    """
+    spec = parse_spec(text)
+    component = find("optimizer", spec)
+    arguments = dict(spec.arguments)
+    fast = next((flag for flag in ("fused", "foreach") if flag in component.options), None)
+    if fast and not {"fused", "foreach", "differentiable"} & arguments.keys():
+        arguments[fast] = True
+
+    def factory(params: list[Tensor]) -> Optimizer:
+        try:
+            optimizer: Optimizer = component.build(arguments, params=params)
+        except InputError as error:
+            raise InputError(str(error).replace(f", {fast}=True", "")) from error
+        except RuntimeError as error:  # not fused for this device or dtype
+            if fast not in arguments:
+                raise InputError(f"optimizer {spec}: {error}") from error
+            optimizer = component.build(spec.arguments, params=params)
+        return optimizer
+
+    return factory
+
+
+def schedule_from_spec(text: str, optimizer: Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """Build a ``torch.optim.lr_scheduler``; it steps once an epoch.
+
+    Example:
+        >>> adam = optimizer_from_spec("adam")([torch.zeros(1)])
+        >>> schedule_from_spec("cosine_annealing_lr(T_max=100)", adam).T_max
+        100
+    """
+    spec = parse_spec(text)
+    schedule: torch.optim.lr_scheduler.LRScheduler = find("schedule", spec).build(
+        spec.arguments, optimizer=optimizer
+    )
+    return schedule

@@ -1,0 +1,179 @@
+"""What a prior, a likelihood, a guide and a network body must offer, and the checks of it."""
+
+__all__ = [
+    "Facts",
+    "Prior",
+    "Likelihood",
+    "Guide",
+    "check_prior",
+    "check_likelihood",
+    "check_guide",
+    "check_measure",
+]
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from pyro.distributions import Distribution
+from torch import Tensor
+
+from pyro_vae.errors import InputError
+
+MEASURES = ("binary", "levels", "counts", "continuous")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the components need to know of a data set, without the data.
+
+    ``event_shape`` is the shape of one datum; ``measure`` one of "binary",
+    "levels", "counts" (masses) or "continuous" (a density); ``num_levels`` is n
+    for levels 0 … n−1 and for their dequantized values (level + u)/n;
+    ``constant_dims`` counts the dimensions that take one value in all training
+    data, and ``discrete`` tells whether continuous values repeat as levels do.
+    """
+
+    event_shape: tuple[int, ...]
+    measure: str
+    num_levels: int | None = None
+    dequantized: bool = False
+    ordered: bool = False
+    constant_dims: int = 0
+    discrete: bool = False
+
+    @property
+    def num_dims(self) -> int:
+        """D, the number of dimensions of one datum."""
+        return prod(self.event_shape)
+
+    @property
+    def input_scale(self) -> float:
+        """What the encoder divides x by: n − 1 for levels, else 1."""
+        return float(self.num_levels - 1) if self.measure == "levels" and self.num_levels else 1.0
+
+
+@runtime_checkable
+class Prior(Protocol):
+    """p(z): an ``nn.Module`` whose ``forward()`` is a distribution over one z."""
+
+    def __call__(self) -> Distribution:
+        """Return p(z), ``batch_shape ()`` and ``event_shape (latent_dim,)``."""
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    """p(x | params): an ``nn.Module`` over the decoder's outputs."""
+
+    params_per_dim: int
+    support: Any
+    measure: str
+
+    def __call__(self, params: Tensor) -> Distribution:
+        """Map ``params`` ``[*, *event_shape, params_per_dim]`` to a distribution over x.
+
+        Its ``batch_shape + event_shape`` is ``[*, *event_shape]``; dimensions
+        left in the batch are independent.
+        """
+
+
+@runtime_checkable
+class Guide(Protocol):
+    """q(z | x): a Pyro program of ``x`` ``[B, *event_shape]``."""
+
+    has_density: bool
+
+    def posterior(self, x: Tensor) -> Distribution:
+        """Return q(z | x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
+
+    def __call__(self, x: Tensor) -> Any:
+        """Sample the latent sites inside ``pyro.plate("data", B, dim=-1)``."""
+
+
+def check_prior(prior: Any, latent_dim: int, spec: str) -> None:
+    """Refuse a prior whose ``forward()`` is not a distribution over one z.
+
+    Raises:
+        InputError: what it is instead.
+    """
+    p = prior()
+    got = (tuple(p.batch_shape), tuple(p.event_shape))
+    if got != ((), (latent_dim,)):
+        raise InputError(
+            f"prior {spec}: expected batch_shape () and event_shape ({latent_dim},), "
+            f"got {got[0]} and {got[1]}; declare dimensions with .to_event"
+        )
+
+
+def check_likelihood(likelihood: Any, facts: Facts, spec: str) -> None:
+    """Refuse a likelihood that lacks an attribute or misshapes its distribution.
+
+    Raises:
+        InputError: the missing attribute, or expected and actual shape.
+    """
+    for name in ("params_per_dim", "support", "measure"):
+        if not hasattr(likelihood, name):
+            raise InputError(f"likelihood {spec} has no attribute {name!r}")
+    if likelihood.measure not in MEASURES:
+        raise InputError(
+            f"likelihood {spec}: measure must be one of {', '.join(MEASURES)}, "
+            f"got {likelihood.measure!r}"
+        )
+    anchor = next(likelihood.parameters(), torch.zeros(()))
+    p = likelihood(anchor.new_zeros(2, *facts.event_shape, likelihood.params_per_dim))
+    got, expected = tuple(p.shape()), (2, *facts.event_shape)
+    if got != expected:
+        raise InputError(
+            f"likelihood {spec}: expected a distribution over x of shape {expected}, got {got}"
+        )
+
+
+def check_guide(guide: Any, spec: str) -> None:
+    """Refuse a guide without ``posterior`` or ``has_density``.
+
+    Raises:
+        InputError: the missing attribute.
+    """
+    for name in ("posterior", "has_density"):
+        if not hasattr(guide, name):
+            raise InputError(f"guide {spec} has no attribute {name!r}")
+
+
+_FIX = {
+    "binary": "values=binary",
+    "levels": "values=levels",
+    "continuous": "values=continuous",
+    "counts": "integer counts",
+}
+
+
+def check_measure(likelihood: Any, facts: Facts, likelihood_spec: str, data_spec: str) -> None:
+    """Refuse a likelihood of another measure than the data's, naming the fix.
+
+    A learned scale needs values without atoms: on discrete or constant
+    dimensions its likelihood has no maximum.
+
+    Raises:
+        InputError: with the data spec to use instead.
+    """
+    name = data_spec.split("(")[0]
+    if likelihood.measure != facts.measure:
+        raise InputError(
+            f"likelihood {likelihood_spec} needs {likelihood.measure} data, "
+            f"{data_spec} is {facts.measure}; use data with {_FIX[likelihood.measure]}, such as "
+            f"'{name}({_FIX[likelihood.measure]})', or another likelihood"
+        )
+    if getattr(likelihood, "learns_scale", False) and not facts.dequantized:
+        if facts.discrete:
+            raise InputError(
+                f"likelihood {likelihood_spec} learns a scale and {data_spec} takes discrete "
+                "values, so its likelihood has no maximum; give integer levels with "
+                "values=continuous (dequantized), or a fixed scale=<number>"
+            )
+        if facts.constant_dims:
+            raise InputError(
+                f"likelihood {likelihood_spec} learns a scale and {facts.constant_dims} of "
+                f"{facts.num_dims} dimensions of {data_spec} are constant, so its likelihood has "
+                "no maximum; drop them, or use a fixed scale=<number>"
+            )

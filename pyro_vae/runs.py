@@ -1,0 +1,355 @@
+"""A run folder: written while a run trains, continued after an interruption, loaded afterwards."""
+
+__all__ = ["Run", "load_run", "start_run", "resume_run", "train_run"]
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.assembly import build_pair, component_hashes
+from pyro_vae.checkpoint import (
+    load_state,
+    load_weights,
+    save_state,
+    save_weights,
+    write_atomically,
+)
+from pyro_vae.components import build
+from pyro_vae.config import Config, read_yaml, resolve_device
+from pyro_vae.data import DataSplits, Split, load_data
+from pyro_vae.errors import InputError
+from pyro_vae.protocols import Facts
+from pyro_vae.training import Trainer
+
+# Seconds between checkpoints: any of them resumes to the same numbers.
+CHECKPOINT_INTERVAL = 15.0
+# What a resumed run may change.
+EXTENDABLE = ("epochs", "max_steps", "patience", "device", "data_root")
+
+
+@dataclass
+class Run:
+    """A trained pair with what it was made from.
+
+    ``model`` and ``guide`` hold the weights of the best validation epoch, in
+    evaluation mode; ``data`` is loaded on first use.
+    """
+
+    path: Path
+    config: Config
+    facts: Facts
+    model: Any
+    guide: Any
+
+    @cached_property
+    def data(self) -> DataSplits:
+        """The data set the run was trained on, checked against the recorded shape."""
+        data = load_data(self.config.data, self.config.data_root)
+        if data.event_shape != self.facts.event_shape:
+            raise InputError(
+                f"{self.path}: trained on data of shape {self.facts.event_shape}, "
+                f"{self.config.data} now has {data.event_shape}"
+            )
+        return data
+
+    @property
+    def device(self) -> torch.device:
+        """Where model and guide are."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    def to_device(self, x: Tensor) -> Tensor:
+        """Return data on the run's device, in its dtype."""
+        return x.to(self.device, self.config.torch_dtype())
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of ``metrics.jsonl``."""
+        return _read_rows(self.path / "metrics.jsonl")
+
+
+def load_run(
+    path: str | Path,
+    *,
+    allow_code: bool = False,
+    device: str = "cpu",
+    weights: str = "best",
+    data_root: str | None = None,
+) -> Run:
+    """Load a run folder.
+
+    Arguments:
+        path: the folder.
+        allow_code: execute component files from outside the project, if their
+            hash is the recorded one.
+        device: where model and guide are put; ``auto`` is CUDA where there is one.
+        weights: ``best`` (validation epoch) or ``last``.
+        data_root: where the data lie, if not where the run found them.
+
+    Raises:
+        InputError: the folder is missing, damaged or of another configuration,
+            or needs code that was not allowed.
+    """
+    path = Path(path)
+    config, facts = _read_config(path)
+    _check_code(config, allow_code, path)
+    if data_root is not None:
+        config = config.replace(data_root=data_root)
+    target = resolve_device(device)
+    with torch.random.fork_rng(devices=[]):
+        model, guide = build_pair(config, facts)
+    if weights == "best":
+        tensors = load_weights(path / "best.safetensors")
+    else:
+        tensors = load_state(path / "last.pt")["trainer"]["weights"]
+    for name, program in (("model", model), ("guide", guide)):
+        prefix = f"{name}."
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        try:
+            program.load_state_dict(own)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"'{path}' holds the weights of another {name}: {reason}") from None
+        program.to(target).eval().requires_grad_(False)
+    return Run(path, config, facts, model, guide)
+
+
+def start_run(config: Config, path: Path) -> tuple[Config, DataSplits, Trainer]:
+    """Make a run folder and the trainer that will fill it.
+
+    Everything that can be refused is refused before the folder exists.
+
+    Raises:
+        InputError: the folder exists, or data and components do not fit.
+    """
+    if path.exists():
+        raise InputError(
+            f"'{path}' exists; continue it with --resume '{path}', or give another --out"
+        )
+    device = config.torch_device()
+    config = config.replace(code=component_hashes(config), device=str(device))
+    data = load_data(config.data, config.data_root)
+    config = config.replace(data=data.spec)
+    trainer = _make_trainer(config, data)
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder '{path}': {error.strerror}") from None
+    _write_config(path, config, facts_of(data))
+    return config, data, trainer
+
+
+def resume_run(path: Path, changes: dict[str, Any]) -> tuple[Config, DataSplits, Trainer]:
+    """Continue a run folder from its last checkpoint; ``changes`` may extend it.
+
+    Raises:
+        InputError: the folder is missing, damaged or of another configuration,
+            or a change would make it another run.
+    """
+    config, facts = _read_config(path)
+    changed = {k: v for k, v in changes.items() if v != getattr(config, k)}
+    for key, value in changed.items():
+        if key not in EXTENDABLE:
+            raise InputError(
+                f"'{path}' was trained with {key}={getattr(config, key)!r}, not {value!r}; "
+                "start another run with --out"
+            )
+    _check_code(config, True, path)
+    extended = config.replace(**changed)
+    data = load_data(extended.data, extended.data_root)
+    if facts_of(data) != facts:
+        raise InputError(f"'{path}' was trained on other data than {extended.data} is now")
+    trainer = _make_trainer(extended, data)
+    checkpoint = path / "last.pt"
+    if checkpoint.exists():
+        state = load_state(checkpoint)
+        _check_same(config, state, path)
+        try:
+            trainer.load_state_dict(state["trainer"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"'{checkpoint}' is damaged or of another run: {reason}") from None
+        if trainer.progress.best_epoch:
+            load_weights(path / "best.safetensors")
+    _write_rows(path, _read_rows(path / "metrics.jsonl")[: trainer.progress.epoch])
+    if changed:
+        _write_config(path, extended, facts)
+    return extended, data, trainer
+
+
+def train_run(
+    path: Path,
+    config: Config,
+    trainer: Trainer,
+    *,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+    on_step: Callable[[Trainer], None] = lambda trainer: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Train into the folder; return whether the end was reached.
+
+    A row of ``metrics.jsonl`` an epoch; ``best.safetensors`` and ``last.pt``
+    every few seconds at the end of an epoch or in the middle of a long one, and
+    when ``stop()`` or the end is reached.
+    """
+    saved = time.monotonic()
+
+    def save() -> None:
+        nonlocal saved
+        _save(path, config, trainer)
+        saved = time.monotonic()
+
+    def end_epoch(row: dict[str, Any]) -> None:
+        with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if time.monotonic() - saved >= CHECKPOINT_INTERVAL:
+            save()
+        on_epoch(row)
+
+    def end_step(trainer: Trainer) -> None:
+        on_step(trainer)
+        if time.monotonic() - saved >= 4 * CHECKPOINT_INTERVAL:
+            save()
+
+    finished = trainer.fit(end_epoch, end_step, stop)
+    save()
+    return finished
+
+
+def facts_of(data: DataSplits) -> Facts:
+    """Return what the components need to know of a data set."""
+    constant, discrete = 0, False
+    if data.measure == "continuous" and not data.dequantized:
+        constant, discrete = _atoms(data.train)
+    return Facts(
+        event_shape=tuple(data.event_shape),
+        measure=data.measure,
+        num_levels=data.num_levels,
+        dequantized=data.dequantized,
+        ordered=data.ordered,
+        constant_dims=constant,
+        discrete=discrete,
+    )
+
+
+def _atoms(split: Split) -> tuple[int, bool]:
+    """(dimensions that never vary, whether values repeat as levels do)."""
+    first = split.scored(slice(0, 1))
+    varies = torch.zeros(first.shape[1:], dtype=torch.bool)
+    for x in split.scored_chunks():
+        varies |= (x != first).any(dim=0)
+    # Draws of a density do not repeat; half or more repeated values are levels.
+    head = split.scored(slice(0, 1000))[:, varies]
+    return int((~varies).sum()), 2 * len(head.unique()) < head.numel()
+
+
+def _check_support(likelihood: Any, data: DataSplits, config: Config) -> None:
+    for name in ("train", "valid", "test"):
+        for x in data.split(name).scored_chunks():
+            if not bool(likelihood.support.check(x).all()):
+                raise InputError(
+                    f"{config.data}: the {name} split has values outside the support of "
+                    f"{config.likelihood}, {likelihood.support}"
+                )
+
+
+def _make_trainer(config: Config, data: DataSplits) -> Trainer:
+    device = config.torch_device()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model, guide = build_pair(config, facts_of(data), data.data_mean)
+    _check_support(model.likelihood, data, config)
+    return Trainer(
+        model,
+        guide,
+        data,
+        objective=build("objective", config.objective),
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        clip_norm=config.clip_norm,
+        beta=config.beta,
+        warm_up=config.warm_up,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        max_steps=config.max_steps,
+        patience=config.patience,
+        seed=config.seed,
+        device=device,
+        dtype=config.torch_dtype(),
+    )
+
+
+def _save(path: Path, config: Config, trainer: Trainer) -> None:
+    if trainer.best_weights is not None:
+        metadata = {"epoch": str(trainer.progress.best_epoch)}
+        save_weights(path / "best.safetensors", trainer.best_weights, metadata)
+        trainer.best_weights = None
+    state = {"config": dataclasses.asdict(config), "trainer": trainer.state_dict()}
+    save_state(path / "last.pt", state)
+
+
+def _write_config(path: Path, config: Config, facts: Facts) -> None:
+    facts_text = json.dumps(dataclasses.asdict(facts))
+    text = f"{config.to_yaml()}facts: {facts_text}\n"
+    write_atomically(path / "config.yaml", lambda file: file.write(text.encode()))
+
+
+def _read_config(path: Path) -> tuple[Config, Facts]:
+    if not path.is_dir():
+        raise InputError(f"no such run: '{path}'")
+    file = path / "config.yaml"
+    if not file.is_file():
+        raise InputError(f"'{path}' is not a run: it has no config.yaml")
+    mapping = read_yaml(file)
+    try:
+        facts = mapping.pop("facts")
+        facts["event_shape"] = tuple(facts["event_shape"])
+        return Config.from_mapping(mapping, str(file)), Facts(**facts)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"'{file}' is damaged: {error}") from None
+
+
+def _check_code(config: Config, allow_code: bool, path: Path) -> None:
+    if config.code and not allow_code:
+        files = ", ".join(config.code)
+        raise InputError(f"'{path}' needs code from {files}; read it, then give --allow-code")
+    for file, recorded in config.code.items():
+        if component_hashes(config).get(file) != recorded:
+            raise InputError(f"'{file}' is not the file that '{path}' was trained with")
+
+
+def _check_same(config: Config, state: dict[str, Any], path: Path) -> None:
+    recorded = state.get("config")
+    if not isinstance(recorded, dict):
+        raise InputError(f"'{path}/last.pt' is not a checkpoint of a run")
+    for key, value in dataclasses.asdict(config).items():
+        if key not in EXTENDABLE and recorded.get(key) != value:
+            raise InputError(
+                f"'{path}': config.yaml has {key}={value!r}, last.pt was trained with "
+                f"{recorded.get(key)!r}"
+            )
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read whole lines; a line cut short by a crash ends the file."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(path / "metrics.jsonl", lambda file: file.write(text.encode()))

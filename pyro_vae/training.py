@@ -1,0 +1,361 @@
+"""The SVI loop: a (model, guide) pair, data in, rows of metrics out; no files in here."""
+
+__all__ = ["Trainer", "TrainingError", "Progress"]
+
+import contextlib
+import dataclasses
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, SVI
+from torch import Tensor, nn
+
+from pyro_vae.annealing import Beta, linear_warm_up
+from pyro_vae.data import DataSplits
+from pyro_vae.errors import InputError
+from pyro_vae.log_weights import Program, log_weights
+from pyro_vae.nonfinite import explain
+from pyro_vae.optim import (
+    JointOptim,
+    NonFiniteGradientError,
+    optimizer_from_spec,
+    schedule_from_spec,
+)
+from pyro_vae.seeding import derive_seed, seeded
+
+
+class TrainingError(ArithmeticError):
+    """Training stopped at a loss or gradient that is not finite; nothing was updated by it."""
+
+
+@dataclass
+class Progress:
+    """How far a training is; with weights, optimizer and random state it resumes exactly."""
+
+    epoch: int = 0
+    """Completed epochs."""
+    batch: int = 0
+    """Batches done of the current epoch."""
+    step: int = 0
+    loss_sum: float = 0.0
+    """Σ of the loss over the current epoch's data, in nats."""
+    count: int = 0
+    """Data seen in the current epoch."""
+    best_bound: float = -math.inf
+    """The highest β = 1 validation bound, nats per datum."""
+    best_epoch: int = 0
+    seconds: float = 0.0
+    """Wall-clock time spent in training."""
+
+
+class Trainer:
+    """Trains one pair by ``pyro.infer.SVI``, inside a parameter store of its own.
+
+    Two trainers in one process never touch each other's parameters, and
+    neither touches Pyro's global store nor, outside ``fit``, torch's global
+    random state. Parameters are initialized by the caller (modules) or in the
+    constructor (plain functions with ``pyro.param``), under ``seed``.
+
+    Arguments:
+        model, guide: Pyro programs of ``x`` ``[B, *event_shape]``.
+        data: its ``train`` split is fitted; ``valid`` chooses the best epoch.
+        objective: a ``pyro.infer.ELBO``.
+        optimizer: a ``torch.optim`` spec such as ``rmsprop(lr=1e-3, centered=True)``.
+        schedule: a ``torch.optim.lr_scheduler`` spec, stepped once an epoch.
+        clip_norm: the largest global 2-norm of the gradient.
+        beta: β at the end of the warm-up.
+        warm_up: epochs over which β grows linearly, step by step, from 0.
+        batch_size: data a step; the last, partial batch of an epoch is used too.
+        epochs, max_steps: training ends at whichever comes first.
+        patience: epochs without a better validation bound, counted from the end
+            of the warm-up, before it ends early.
+        seed: of the noise of q, the order of the data and their stochastic draws.
+        device, dtype: where and in what precision.
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        data: DataSplits,
+        *,
+        objective: ELBO,
+        optimizer: str = "adam(lr=0.001)",
+        schedule: str | None = None,
+        clip_norm: float | None = None,
+        beta: float = 1.0,
+        warm_up: int = 0,
+        batch_size: int = 128,
+        epochs: int = 100,
+        max_steps: int | None = None,
+        patience: int | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.model, self.guide, self.data = model, guide, data
+        self.beta, self.warm_up = beta, warm_up
+        self.batch_size, self.epochs, self.max_steps = batch_size, epochs, max_steps
+        self.patience, self.seed = patience, seed
+        self.device, self.dtype = torch.device(device), dtype
+        self.progress = Progress()
+        self.best_weights: dict[str, Tensor] | None = None
+        self._running = False
+        self._validated: set[torch.Size] = set()
+        self.modules = [p for p in (model, guide) if isinstance(p, nn.Module)]
+        for module in self.modules:
+            module.to(self.device, self.dtype)
+
+        self.steps_per_epoch = math.ceil(len(data.train) / batch_size)
+        self._beta = torch.tensor(beta, device=self.device, dtype=dtype)
+        with pyro.get_param_store().scope() as self._store, self._random_state():
+            torch.manual_seed(seed)
+            parameters = self._first_run()
+            self._state = _get_random_state(self.device)
+        self.optim = JointOptim(parameters, optimizer_from_spec(optimizer), clip_norm)
+        self.schedule = schedule_from_spec(schedule, self.optim.optimizer) if schedule else None
+        annealed = beta != 1.0 or warm_up > 0
+        scale = Beta(self._beta) if annealed else lambda program: program
+        self.svi = SVI(scale(model), scale(guide), self.optim, objective)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last epoch or step is done, or patience has run out."""
+        done = self.progress.epoch >= self.epochs or self._out_of_steps
+        return done or self._out_of_patience
+
+    def fit(
+        self,
+        on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+        on_step: Callable[["Trainer"], None] = lambda trainer: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Train to the end, or until ``stop()``; return whether the end was reached.
+
+        Arguments:
+            on_epoch: called with each epoch's row of metrics.
+            on_step: called after every step.
+            stop: asked after every step.
+
+        Raises:
+            TrainingError: a loss or gradient is not finite; names the site and parameter.
+        """
+        with (
+            pyro.get_param_store().scope(self._store),
+            self._random_state(),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", "Encountered", UserWarning)  # TrainingError says it
+            _set_random_state(self._state, self.device)
+            self._running = True
+            try:
+                while not self.finished:
+                    if not self._epoch(on_step, stop):
+                        return False
+                    on_epoch(self._end_of_epoch())
+            finally:
+                self._state = _get_random_state(self.device)
+                self._running = False
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that ``load_state_dict`` needs to continue bit for bit."""
+        return {
+            "progress": dataclasses.asdict(self.progress),
+            "weights": self.weights(),
+            "optimizer": self.optim.get_state(),
+            "schedule": self.schedule.state_dict() if self.schedule else None,
+            "random_state": _get_random_state(self.device) if self._running else self._state,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state; the next step is the one that would have followed."""
+        self.progress = Progress(**state["progress"])
+        self._load_weights(state["weights"])
+        self.optim.set_state(state["optimizer"])
+        if self.schedule:
+            self.schedule.load_state_dict(state["schedule"])
+        self._state = state["random_state"]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return clones of every parameter and buffer, by name."""
+        return {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
+
+    @torch.no_grad()
+    def validation_bound(self) -> tuple[float, float]:
+        """Return the β = 1 ELBO on the validation data and its standard error, nats per datum.
+
+        One z a datum, the same noise at every call: epochs differ by their
+        weights alone. The standard error is over data and draws together.
+        """
+        bounds = []
+        seed = derive_seed(self.seed, "validation")
+        with self._evaluation_mode(), seeded(seed, self.device):
+            for chunk in self.data.valid.scored_chunks():
+                x = chunk.to(self.device, self.dtype)
+                bounds.append(log_weights(self.model, self.guide, x, 1)[0].double())
+        bound = torch.cat(bounds)
+        error = bound.std() / math.sqrt(len(bound)) if len(bound) > 1 else math.nan
+        return float(bound.mean()), float(error)
+
+    def _epoch(self, on_step: Callable[["Trainer"], None], stop: Callable[[], bool]) -> bool:
+        """Run the rest of the current epoch; return False where ``stop`` ended it early."""
+        generator = torch.Generator(self.device)
+        generator.manual_seed(derive_seed(self.seed, "epoch", self.progress.epoch))
+        batches = self.data.train.batches(self.batch_size, generator, self.dtype)
+        for index, x in enumerate(batches):
+            if index < self.progress.batch:  # done before the interruption
+                continue
+            self._step(x)
+            on_step(self)
+            if self._out_of_steps:
+                return True
+            if stop():
+                return False
+        return True
+
+    def _step(self, x: Tensor) -> None:
+        started = time.perf_counter()
+        self._beta.fill_(self.current_beta)
+        before = _get_random_state(self.device)
+        first = x.shape not in self._validated  # Pyro checks a program's shapes once for each
+        try:
+            with pyro.validation_enabled(first):
+                loss = self.svi.step(x)
+            self._validated.add(x.shape)
+        except (NonFiniteGradientError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            self._explain(x, before, error)
+        if not math.isfinite(loss):
+            self._explain(x, before, None)
+        progress = self.progress
+        progress.step += 1
+        progress.batch += 1
+        progress.loss_sum += loss
+        progress.count += x.shape[0]
+        progress.seconds += time.perf_counter() - started
+
+    @property
+    def current_beta(self) -> float:
+        """β of the next step."""
+        return linear_warm_up(self.progress.step, self.warm_up * self.steps_per_epoch, self.beta)
+
+    @property
+    def _out_of_steps(self) -> bool:
+        return self.max_steps is not None and self.progress.step >= self.max_steps
+
+    @property
+    def _out_of_patience(self) -> bool:
+        since = max(self.progress.best_epoch, self.warm_up)
+        return self.patience is not None and self.progress.epoch - since >= self.patience
+
+    def _end_of_epoch(self) -> dict[str, Any]:
+        progress = self.progress
+        bound, error = self.validation_bound()
+        if not math.isfinite(bound):
+            raise TrainingError(
+                f"step {progress.step} (epoch {progress.epoch + 1}): the validation bound is not "
+                "finite; try a smaller learning rate or --clip-norm"
+            )
+        progress.epoch += 1
+        best = bound > progress.best_bound
+        if best:
+            progress.best_bound, progress.best_epoch = bound, progress.epoch
+            self.best_weights = self.weights()
+        row = {
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "elbo": -progress.loss_sum / progress.count,
+            "beta": float(self._beta),
+            "valid_elbo": bound,
+            "valid_elbo_standard_error": error,
+            "best": best,
+            "learning_rate": self.optim.optimizer.param_groups[0]["lr"],
+            "gradient_norm": self.optim.gradient_norm,
+            "seconds": progress.seconds,
+        }
+        if self.schedule:
+            self.schedule.step()
+        progress.batch, progress.loss_sum, progress.count = 0, 0.0, 0
+        return row
+
+    def _first_run(self) -> dict[str, Tensor]:
+        """Run guide and model once and return the parameters they register, in order."""
+        x = self.data.train.scored(slice(0, min(2, len(self.data.train))))
+        x = x.to(self.device, self.dtype)
+        with self._evaluation_mode(), torch.no_grad():
+            guide_trace = poutine.trace(self.guide).get_trace(x)
+            poutine.replay(self.model, trace=guide_trace)(x)
+        parameters = dict(pyro.get_param_store().named_parameters())
+        if not parameters:
+            raise InputError("neither model nor guide has a parameter to train")
+        return parameters
+
+    def _explain(self, x: Tensor, before: dict[str, Tensor], error: Exception | None) -> NoReturn:
+        _set_random_state(before, self.device)
+        reason = explain(self.svi.model, self.svi.guide, x, self.optim.parameters)
+        if isinstance(error, ValueError) and "every site is finite" in reason:
+            raise error
+        what = "the loss" if error is None else "the loss or its gradient"
+        raise TrainingError(
+            f"step {self.progress.step + 1} (epoch {self.progress.epoch + 1}): {what} is not "
+            f"finite: {reason}; try a smaller learning rate or --clip-norm"
+        ) from None
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Every parameter and buffer: modules under "model." and "guide.", the rest by its name."""
+        tensors = {}
+        for name, program in (("model", self.model), ("guide", self.guide)):
+            if isinstance(program, nn.Module):
+                tensors |= {f"{name}.{k}": v for k, v in program.state_dict().items()}
+        owned = {id(p) for module in self.modules for p in module.parameters()}
+        for name, parameter in self.optim.parameters.items():
+            if id(parameter) not in owned:
+                tensors[f"param.{name}"] = parameter
+        return tensors
+
+    @torch.no_grad()
+    def _load_weights(self, weights: dict[str, Tensor]) -> None:
+        tensors = self._tensors()
+        if tensors.keys() != weights.keys():
+            name = min(tensors.keys() ^ weights.keys())
+            raise InputError(f"the checkpoint is of another model: {name!r} is in only one of them")
+        for name, tensor in tensors.items():
+            tensor.copy_(weights[name])
+
+    @contextlib.contextmanager
+    def _evaluation_mode(self) -> Iterator[None]:
+        training = [module.training for module in self.modules]
+        for module in self.modules:
+            module.eval()
+        try:
+            yield
+        finally:
+            for module, mode in zip(self.modules, training, strict=True):
+                module.train(mode)
+
+    def _random_state(self) -> Any:
+        devices = [self.device] if self.device.type == "cuda" else []
+        return torch.random.fork_rng(devices=devices)
+
+
+def _get_random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of torch's global generators that draws on ``device`` come from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

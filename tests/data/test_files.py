@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+import torch
+
+from pyro_vae.data import load_data
+from pyro_vae.specs import parse_spec
+
+
+def save(folder, suffix, arrays):
+    path = folder / f"data{suffix}"
+    if suffix == ".npy":
+        np.save(path, arrays["x"])
+    elif suffix == ".npz":
+        np.savez(path, **arrays)
+    else:
+        torch.save({k: torch.from_numpy(v) for k, v in arrays.items()}, path)
+    return path
+
+
+@pytest.fixture
+def grey():
+    return np.random.default_rng(0).integers(0, 256, (50, 4, 5)).astype(np.uint8)
+
+
+def everything(data):
+    return torch.cat([data.train.scored(), data.valid.scored(), data.test.scored()])
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt"])
+def test_one_array_is_cut_80_10_10(suffix, grey, tmp_path):
+    data = load_data(f"{save(tmp_path, suffix, {'x': grey})}(values=levels)")
+    assert [len(s) for s in (data.train, data.valid, data.test)] == [40, 5, 5]
+    found = {x.numpy().tobytes() for x in everything(data)}
+    assert found == {x.astype(np.float32).tobytes() for x in grey}
+    assert not torch.equal(everything(data), torch.from_numpy(grey).float())
+    assert data.train.labels is None
+
+
+def test_a_tensor_alone(grey, tmp_path):
+    torch.save(torch.from_numpy(grey), tmp_path / "x.pt")
+    assert len(load_data(str(tmp_path / "x.pt")).train) == 40
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pt"])
+@pytest.mark.parametrize("key", ["labels", "y"])
+def test_labels_stay_beside_their_images(suffix, key, grey, tmp_path):
+    labels = grey[:, 0, 0].astype(np.int32)
+    data = load_data(f"{save(tmp_path, suffix, {'images': grey, key: labels})}(values=levels)")
+    for split in (data.train, data.valid, data.test):
+        assert torch.equal(split.labels, split.scored()[:, 0, 0].long())
+
+
+def test_own_splits_are_kept(grey, tmp_path):
+    arrays = {
+        "train": grey[:30],
+        "valid": grey[30:40],
+        "test": grey[40:],
+        "test_labels": np.arange(10),
+    }
+    data = load_data(f"{save(tmp_path, '.npz', arrays)}(values=levels)")
+    assert torch.equal(everything(data), torch.from_numpy(grey).float())
+    assert data.train.labels is None
+    assert torch.equal(data.test.labels, torch.arange(10))
+
+
+def test_a_missing_split_is_cut_from_training(grey, tmp_path):
+    arrays = {"train": grey[:40], "test": grey[40:], "train_labels": np.arange(40)}
+    data = load_data(f"{save(tmp_path, '.npz', arrays)}(values=levels)")
+    assert [len(s) for s in (data.train, data.valid, data.test)] == [36, 4, 10]
+    assert torch.equal(data.test.scored(), torch.from_numpy(grey[40:]).float())
+    assert sorted([*data.train.labels.tolist(), *data.valid.labels.tolist()]) == list(range(40))
+
+
+def test_three_data_are_enough(tmp_path, grey):
+    data = load_data(str(save(tmp_path, ".npy", {"x": grey[:3]})))
+    assert [len(s) for s in (data.train, data.valid, data.test)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("array", "spec", "expected"),
+    [
+        (np.array([[0, 1], [1, 0], [1, 1]], np.uint8), "", ("binary", None, False)),
+        (np.array([[0, 1], [1, 0], [1, 1]], bool), "", ("binary", None, False)),
+        (np.array([[0, 1], [1, 0], [1, 1]], np.float64), "", ("binary", None, False)),
+        (np.array([[0, 1], [1, 0], [1, 1]]), "(num_levels=4, values=levels)", ("levels", 4, False)),
+        (np.array([[0, 9], [1, 0], [1, 255]]), "(values=levels)", ("levels", 256, False)),
+        (np.array([[0, 9.0], [1, 0], [1, 255]]), "(values=levels)", ("levels", 256, False)),
+        (np.array([[0, 9], [1, 0], [1, 2]]), "(values=continuous)", ("continuous", 256, True)),
+        (np.array([[0, 9], [1, 0], [1, 2]]), "(num_levels=10)", ("binary", None, False)),
+        (np.array([[0, 0.5], [1, 0], [1, 2]]), "", ("continuous", None, False)),
+        (np.array([[0, -3.0], [1, 0], [1, 2]]), "", ("continuous", None, False)),
+        (np.array([[0, 999], [1, 0], [1, 2]]), "(num_levels=1000, values=levels)",
+         ("levels", 1000, False)),
+    ],
+)  # fmt: skip
+def test_what_kind_of_values_an_array_holds(array, spec, expected, tmp_path):
+    data = load_data(f"{save(tmp_path, '.npy', {'x': array})}{spec}")
+    assert (data.measure, data.num_levels, data.dequantized) == expected
+    if data.train.values.num_ranks is None:
+        assert sorted(everything(data).flatten().tolist()) == sorted(array.flatten().tolist())
+
+
+@pytest.mark.parametrize(
+    ("shape", "event_shape"),
+    [
+        ((6, 7), (7,)),
+        ((6, 8, 9), (8, 9)),
+        ((6, 1, 8, 9), (8, 9)),
+        ((6, 3, 8, 9), (3, 8, 9)),
+    ],
+)
+def test_event_shape(shape, event_shape, tmp_path):
+    data = load_data(str(save(tmp_path, ".npy", {"x": np.full(shape, 7, np.uint8)})))
+    assert data.event_shape == event_shape == tuple(data.test.scored().shape[1:])
+    assert data.measure == ("levels" if len(event_shape) == 3 else "binary")
+
+
+def test_float_formats_become_float32(tmp_path):
+    x = torch.tensor([[0.5, 1.25], [2.5, -3.0], [0.0, 1.0]])
+    for i, dtype in enumerate([torch.float64, torch.float16, torch.bfloat16]):
+        torch.save(x.to(dtype), tmp_path / f"{i}.pt")
+        assert torch.equal(everything(load_data(str(tmp_path / f"{i}.pt"))).sum(), x.sum())
+    np.save(tmp_path / "big.npy", x.numpy().astype(">f8"))
+    assert torch.equal(everything(load_data(str(tmp_path / "big.npy"))).sum(), x.sum())
+
+
+def test_spec_is_canonical_and_loads_the_same(grey, tmp_path, monkeypatch):
+    save(tmp_path, ".npz", {"x": grey})
+    monkeypatch.chdir(tmp_path)
+    data = load_data("./data.npz(binarize=threshold)")
+    arguments = {"values": "binary", "binarize": "threshold"}
+    assert parse_spec(data.spec).arguments == arguments
+    monkeypatch.chdir("/")
+    assert load_data(data.spec).protocol("test") == data.protocol("test")

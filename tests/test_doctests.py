@@ -1,0 +1,40 @@
+"""Every example in a docstring, and every ``>>>`` block in the README, does what it says.
+
+The modules are imported under their installed names (``pyro_vae.models.…``):
+``pytest --doctest-modules`` would import ``models.…`` a second time, as other classes.
+"""
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _modules() -> list[str]:
+    names = []
+    for folder, package in (("pyro_vae", ""), ("models", "pyro_vae."), ("guides", "pyro_vae.")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            name = package + ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            if path.stem != "__main__":
+                names.append(name.removesuffix(".__init__"))
+    return names
+
+
+@pytest.mark.parametrize("name", _modules())
+def test_docstring_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(name)
+    monkeypatch.chdir(tmp_path)
+    assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
+
+
+def test_readme_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    # A closing fence would count as output; an empty line ends it and keeps the line numbers.
+    text = re.sub(r"^\s*(```|~~~).*$", "", text, flags=re.MULTILINE)
+    examples = doctest.DocTestParser().get_doctest(text, {}, "README.md", "README.md", 0)
+    monkeypatch.chdir(tmp_path)
+    assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(examples).failed == 0

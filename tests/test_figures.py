@@ -1,0 +1,453 @@
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from sklearn.datasets import load_digits
+
+from pyro_vae import figures
+from pyro_vae.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_digits()
+    return data.images / 16, data.target
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).uniform(size=shape)
+
+
+def tiles(axes):
+    """What each place of the grid holds, {(row, column): array}, rows counted from the top."""
+    extents = [image.get_extent() for image in axes.images]
+    lefts, tops = sorted({e[0] for e in extents}), sorted({e[3] for e in extents})
+    assert all(e[3] < e[2] for e in extents)  # the first row of every array is drawn on top
+    assert axes.yaxis_inverted()
+    return {
+        (tops.index(e[3]), lefts.index(e[0])): np.asarray(image.get_array())
+        for e, image in zip(extents, axes.images, strict=True)
+    }
+
+
+def rendered(figure, axes):
+    """The same, read off the rendered page at the middle of every image pixel, 0 to 255.
+
+    Grey goes through a colour map of 256 steps: right to 2 of 255.
+    """
+    page = np.asarray(figure.canvas.buffer_rgba())
+    found = {}
+    for place, image in zip(tiles(axes), axes.images, strict=True):
+        h, w = image.get_array().shape[:2]
+        left, right, bottom, top = image.get_extent()
+        x = left + (right - left) * (np.arange(w) + 0.5) / w
+        y = top + (bottom - top) * (np.arange(h) + 0.5) / h
+        pixels = axes.transData.transform(np.stack(np.meshgrid(x, y), -1).reshape(-1, 2))
+        columns, rows = np.floor(pixels).astype(int).T
+        found[place] = page[len(page) - 1 - rows, columns, :3].reshape(h, w, 3)
+    return found
+
+
+def draw(figure):
+    figure.canvas.draw()
+    return figure
+
+
+def texts(figure):
+    every = [text.get_text() for text in figure.texts]
+    for axes in figure.axes:
+        every += [axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()]
+    return " | ".join(every)
+
+
+def tick_labels(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def rows_of(num_epochs, beta=1.0, best=None, valid=True):
+    best = num_epochs if best is None else best
+    return [
+        {
+            "epoch": e,
+            "elbo": -20 - 500 * np.exp(-e),
+            "valid_elbo": -22 - 500 * np.exp(-e) if valid else None,
+            "valid_elbo_standard_error": 0.3,
+            "beta": beta if e < 4 else 1.0,
+            "best": e <= best,
+        }
+        for e in range(1, num_epochs + 1)
+    ]
+
+
+every_figure = {
+    "training_curves": lambda: figures.training_curves(rows_of(30, beta=0.5)),
+    "image_grid": lambda: figures.image_grid(noise(7, 8, 8)),
+    "prior_samples": lambda: figures.prior_samples(noise(7, 8, 8), noise(7, 8, 8, seed=1)),
+    "reconstructions": lambda: figures.reconstructions(noise(7, 8, 8), noise(7, 8, 8, seed=1)),
+    "traversals": lambda: figures.traversals(noise(2, 3, 8, 8), [-1, 0, 1], dims=[0, 1]),
+    "interpolation": lambda: figures.interpolation(noise(2, 3, 8, 8), ends=noise(2, 2, 8, 8)),
+    "latent_scatter": lambda: figures.latent_scatter(noise(50, 2), np.arange(50) % 3, method="x"),
+    "manifold": lambda: figures.manifold(noise(3, 3, 8, 8), [-1, 0, 1]),
+}
+
+
+@pytest.mark.parametrize("name", every_figure)
+def test_makes_a_figure_without_pyplot_or_global_state(name):
+    before = dict(mpl.rcParams)
+    figure = draw(every_figure[name]())
+    assert type(figure) is Figure
+    assert isinstance(figure.canvas, FigureCanvasAgg)
+    assert figure.get_figwidth() <= 8.2
+    assert dict(mpl.rcParams) == before
+
+
+def test_all_public_functions_are_in_the_table():
+    assert {*every_figure, "save"} == set(figures.__all__)
+
+
+def test_leaves_pyplot_and_the_global_rng_alone():
+    plt = pytest.importorskip("matplotlib.pyplot")
+    before, state = plt.get_fignums(), np.random.get_state()[1].copy()  # noqa: NPY002
+    for make in every_figure.values():
+        make()
+    assert plt.get_fignums() == before
+    assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+def test_never_imports_pyplot():
+    code = "import sys, pyro_vae.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+
+
+@pytest.mark.parametrize("name", sorted(set(every_figure) - {"training_curves", "latent_scatter"}))
+def test_all_writing_lies_on_the_page(name):
+    figure = draw(every_figure[name]())
+    page = figure.bbox
+    for text in figure.findobj(mpl.text.Text):
+        box = text.get_window_extent()
+        if text.get_visible() and text.get_text() and box.width:
+            assert box.x0 >= 0
+            assert box.y0 >= 0
+            assert box.x1 <= page.x1, text
+            assert box.y1 <= page.y1, text
+
+
+def test_image_grid_places_images_row_by_row(digits):
+    images = digits[0][:11]
+    figure = draw(figures.image_grid(torch.tensor(images), num_columns=4, title="Eleven_$\\bad$"))
+    (axes,) = figure.axes
+    placed, page = tiles(axes), rendered(figure, axes)
+    assert set(placed) == {divmod(n, 4) for n in range(11)}
+    for n, image in enumerate(images):
+        assert np.array_equal(placed[divmod(n, 4)], image)
+        assert np.abs(page[divmod(n, 4)] - 255 * image[..., None]).max() <= 2
+    assert {image.get_interpolation() for image in axes.images} == {"nearest"}
+    assert "Eleven_$\\bad$" in texts(figure)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8, torch.bool])
+def test_image_grid_accepts_any_dtype_and_gradients(dtype):
+    images = torch.tensor(noise(4, 5, 5) > 0.5).to(dtype)
+    if dtype.is_floating_point:
+        images.requires_grad_()
+    (axes,) = figures.image_grid(images).axes
+    assert np.array_equal(tiles(axes)[1, 1], images[3].detach().numpy())
+
+
+def test_images_keep_their_proportions_and_whole_pixels():
+    figure = figures.image_grid(noise(6, 28, 20), num_columns=3)
+    draw(figure)
+    (axes,) = figure.axes
+    left, right, bottom, top = axes.images[0].get_extent()
+    assert (bottom - top) / 28 == (right - left) / 20 == round((right - left) / 20)
+    # One unit of the axes is one pixel of the page, and tiles begin at pixel borders.
+    corners = axes.transData.transform([(0, 0), (1, 1)])
+    np.testing.assert_allclose(np.abs(corners[1] - corners[0]), 1, atol=1e-9)
+    np.testing.assert_allclose(corners, corners.round(), atol=1e-6)
+
+
+def test_colour_images_keep_their_channels():
+    images = noise(5, 3, 8, 6)
+    figure = draw(figures.image_grid(images, num_columns=5))
+    placed, page = tiles(figure.axes[0]), rendered(figure, figure.axes[0])
+    for n in range(5):
+        assert np.array_equal(placed[0, n], images[n].transpose(1, 2, 0))
+        assert np.abs(page[0, n] - 255 * images[n].transpose(1, 2, 0)).max() <= 1
+
+
+def test_a_single_channel_is_grey():
+    images = noise(3, 1, 8, 8)
+    placed = tiles(figures.image_grid(images, num_columns=3).axes[0])
+    assert np.array_equal(placed[0, 2], images[2, 0])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_vmin_and_vmax_are_black_and_white_and_clip(channels):
+    image = np.array([[-9.0, 4.0], [6.0, 99.0]]) * np.ones((1, channels, 1, 1))
+    figure = draw(figures.image_grid(image, vmin=2, vmax=10))
+    page = rendered(figure, figure.axes[0])[0, 0]
+    np.testing.assert_allclose(page[..., 0], [[0, 63.75], [127.5, 255]], atol=1)
+
+
+def test_one_image_and_its_title_fit():
+    figure = draw(figures.image_grid(noise(1, 8, 8), title="A title longer than the image " * 4))
+    assert len(figure.axes[0].images) == 1
+    for text in figure.texts:
+        assert text.get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_vectors_are_lines_on_one_scale():
+    vectors = np.array([[0.0, 1.0, 2.0], [4.0, 2.0, 0.0]])
+    figure = figures.image_grid(vectors, num_columns=2)
+    (axes,) = figure.axes
+    first, second = (line.get_ydata() for line in axes.lines)
+    assert not axes.images
+    # y runs downwards: the larger value is the smaller coordinate, 2 the same in both frames.
+    assert first[0] > first[1] > first[2] == second[1]
+    assert second[0] < second[2] == first[0]
+    assert axes.lines[0].get_xdata().max() < axes.lines[1].get_xdata().min()
+    assert "every frame spans 0 to 4" in texts(figure)
+
+
+def test_constant_vectors_have_a_scale():
+    draw(figures.image_grid(np.ones((2, 5))))
+
+
+def test_prior_samples_puts_means_left_and_draws_right(digits):
+    means = digits[0][:9]
+    draws = (noise(9, 8, 8) < means).astype(float)
+    figure = figures.prior_samples(means, draws)
+    left, right = figure.axes
+    assert left.get_position().x1 < right.get_position().x0
+    assert "mean" in left.get_title(loc="left")
+    assert "draw" in right.get_title(loc="left")
+    for axes, expected in ((left, means), (right, draws)):
+        placed = tiles(axes)
+        assert all(np.array_equal(placed[divmod(n, 3)], expected[n]) for n in range(9))
+
+
+def test_reconstructions_are_columns_of_data_mean_draw():
+    arrays = [noise(5, 28, 20, seed=seed) for seed in range(3)]
+    (axes,) = figures.reconstructions(*arrays).axes
+    placed = tiles(axes)
+    assert set(placed) == {(row, column) for row in range(3) for column in range(5)}
+    for (row, column), tile in placed.items():
+        assert np.array_equal(tile, arrays[row][column])
+    assert tick_labels(axes.yaxis) == ["data", "mean", "draw"]
+    assert axes.get_yticks()[0] < axes.get_yticks()[2]
+    (axes,) = figures.reconstructions(*arrays[:2]).axes
+    assert tick_labels(axes.yaxis) == ["data", "mean"]
+
+
+def test_traversals_have_a_row_a_dimension():
+    images = noise(2, 5, 8, 8)
+    values = np.linspace(-3, 3, 5)
+    figure = figures.traversals(images, values, dims=[7, 12], kl=torch.tensor([1.234, 0.0]))
+    (axes,) = figure.axes
+    for place, tile in tiles(axes).items():
+        assert np.array_equal(tile, images[place])
+    assert tick_labels(axes.xaxis) == ["−3", "−1.5", "0", "+1.5", "+3"]
+    assert [label.split() for label in tick_labels(axes.yaxis)] == [
+        ["$z_{7}$", "1.23"],
+        ["$z_{12}$", "0.00"],
+    ]
+    assert "prior standard deviations" in texts(figure)
+    assert "KL, nats per datum" in texts(figure)
+
+
+def test_labels_that_would_collide_are_thinned_about_the_middle():
+    values = np.linspace(-3, 3, 41)
+    (axes,) = draw(figures.traversals(noise(1, 41, 8, 8), values, dims=[0])).axes
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert "0" in tick_labels(axes.xaxis)
+    assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+
+
+def test_interpolation_frames_the_data_at_both_ends():
+    path, ends = noise(3, 4, 8, 8), noise(3, 2, 8, 8, seed=1)
+    (axes,) = figures.interpolation(path, ends=ends).axes
+    placed = tiles(axes)
+    assert len(placed) == 18
+    for row in range(3):
+        assert np.array_equal(placed[row, 0], ends[row, 0])
+        assert np.array_equal(placed[row, 5], ends[row, 1])
+        assert all(np.array_equal(placed[row, 1 + k], path[row, k]) for k in range(4))
+    framed = {patch.get_x() for patch in axes.patches if patch.get_linewidth() >= 2}
+    assert framed == {axes.images[0].get_extent()[0], axes.images[5].get_extent()[0]}
+
+
+def test_manifold_runs_right_in_z0_and_up_in_z1():
+    images, values = noise(4, 4, 8, 8), np.array([-1.15, -0.32, 0.32, 1.15])
+    figure = draw(figures.manifold(images, values))
+    (axes,) = figure.axes
+    placed, page = tiles(axes), rendered(figure, axes)
+    for i in range(4):
+        for j in range(4):
+            assert np.array_equal(placed[3 - j, i], images[i, j])
+            assert np.abs(page[3 - j, i] - 255 * images[i, j][..., None]).max() <= 2
+    assert tick_labels(axes.xaxis) == ["−1.15", "−0.32", "0.32", "1.15"]
+    assert tick_labels(axes.yaxis) == ["1.15", "0.32", "−0.32", "−1.15"]  # from the top
+    assert axes.get_yticks()[0] < axes.get_yticks()[-1]
+    lefts, rights, bottoms, tops = map(
+        set, zip(*(image.get_extent() for image in axes.images), strict=True)
+    )
+    assert rights >= lefts - {0}  # no gaps
+    assert bottoms >= tops - {0}
+
+
+@pytest.mark.parametrize("epoch", [33, 40])
+def test_training_curves_mark_the_best_epoch_and_state_units(epoch):
+    figure = figures.training_curves(rows_of(40, best=epoch))
+    (axes,) = figure.axes
+    training, valid, best = axes.lines
+    np.testing.assert_allclose(training.get_ydata()[-1], -20, atol=1e-6)
+    np.testing.assert_allclose(valid.get_ydata()[-1], -22, atol=1e-6)
+    assert list(best.get_xdata()) == [epoch]
+    np.testing.assert_allclose(best.get_ydata(), -22, atol=1e-6)
+    assert f"best at epoch {epoch}: −22.00 nats per datum" in texts(figure)
+    band = axes.collections[0].get_paths()[0].vertices
+    np.testing.assert_allclose(band[:, 1].max(), -21.7, atol=1e-6)
+
+
+def test_training_curves_fit_the_frame_to_the_later_epochs():
+    (axes,) = figures.training_curves(rows_of(60)).axes
+    low, high = axes.get_ylim()
+    assert -40 < low < -22
+    assert -20 < high < -19
+
+
+def test_training_curves_show_beta_only_where_it_leaves_one():
+    bounds, beta = figures.training_curves(rows_of(10, beta=0.5)).axes
+    assert beta.get_ylabel() == "β"
+    assert list(beta.lines[0].get_ydata()) == [0.5] * 3 + [1.0] * 7
+    assert "current β" in bounds.get_legend().get_texts()[0].get_text()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        rows_of(1),
+        rows_of(5, valid=False),
+        [{"epoch": 1, "elbo": -3.0}],
+        [{"epoch": 1, "elbo": -3.0, "best": True}, {"epoch": 2, "elbo": float("nan")}],
+    ],
+)
+def test_training_curves_do_with_little(rows):
+    assert len(draw(figures.training_curves(rows)).axes) == 1
+
+
+def test_latent_scatter_gives_every_point_its_label_colour(digits):
+    labels = digits[1]
+    points = np.random.default_rng(0).normal(size=(len(labels), 2))
+    method = "first two principal components of the posterior mean"
+    figure = figures.latent_scatter(points, torch.tensor(labels), method=method, explained=0.434)
+    assert "First two principal components of the posterior mean, 43 % of variance" in texts(figure)
+    (legend,) = figure.legends
+    colour = {
+        text.get_text(): to_hex(handle.get_color())
+        for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)
+    }
+    assert list(colour) == [str(digit) for digit in range(10)]
+    assert len(set(colour.values())) == 10
+    (drawn,) = figure.axes[0].collections
+    offsets = np.asarray(drawn.get_offsets())
+    found = {tuple(p): to_hex(c) for p, c in zip(offsets, drawn.get_facecolors(), strict=True)}
+    assert found == {tuple(p): colour[str(label)] for p, label in zip(points, labels, strict=True)}
+    draw(figure)
+    assert legend.get_window_extent().x0 >= figure.axes[0].get_window_extent().x1
+
+
+def test_latent_scatter_without_labels_and_with_many():
+    plain = figures.latent_scatter(noise(9, 2), method="posterior mean")
+    assert len(plain.axes) == 1
+    assert not plain.legends
+    assert "Posterior mean" in texts(plain)
+    frames = figures.latent_scatter(noise(30, 2), np.arange(30), method="posterior mean")
+    assert len(frames.axes) == 2  # a colour bar
+    named = figures.latent_scatter(noise(2, 2), np.array(["cat", "dog"]), method="posterior mean")
+    assert [text.get_text() for text in named.legends[0].get_texts()] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: figures.training_curves([]), "at least one epoch"),
+        (lambda: figures.training_curves([{"epoch": 1}]), "'elbo' in every row"),
+        (lambda: figures.training_curves([{"epoch": 1, "elbo": np.nan}]), "finite ELBO"),
+        (lambda: figures.image_grid(noise(3)), r"Expected images of shape \[N, H, W\].*; got \(3,"),
+        (lambda: figures.image_grid(noise(0, 8, 8)), r"got \(0, 8, 8\)"),
+        (lambda: figures.image_grid(noise(2, 4, 8, 8)), "C = 1 or 3"),
+        (lambda: figures.image_grid(noise(2, 8, 8) * np.nan), "finite images"),
+        (lambda: figures.image_grid(["a", "b"]), "array of numbers"),
+        (lambda: figures.image_grid(noise(2, 8, 8), num_columns=0), "num_columns"),
+        (lambda: figures.image_grid(noise(2, 8, 8), vmin=1, vmax=1), "vmin below vmax"),
+        (lambda: figures.prior_samples(noise(3, 8, 8), noise(2, 8, 8)), "draws of the same shape"),
+        (lambda: figures.reconstructions(noise(3, 8, 8), noise(3, 8, 9)), "mean of the same"),
+        (lambda: figures.traversals(noise(2, 3, 8, 8), [0, 1], dims=[0, 1]), r"values .*\(3,\)"),
+        (lambda: figures.traversals(noise(2, 1, 8, 8), [0], dims=[0]), r"dims .*\(2,\)"),
+        (lambda: figures.traversals(noise(1, 1, 8, 8), [0], dims=[0], kl=[1, 2]), "kl"),
+        (lambda: figures.interpolation(noise(2, 3, 8, 8), ends=noise(2, 3, 8, 8)), "ends of shape"),
+        (lambda: figures.latent_scatter(noise(4, 3), method="x"), r"\[N, 2\]; got \(4, 3\)"),
+        (lambda: figures.latent_scatter(noise(4, 2), [1, 2], method="x"), "labels of shape"),
+        (
+            lambda: figures.latent_scatter(noise(11, 2), list("abcdefghijk"), method="x"),
+            "at most 10 distinct names; got 11",
+        ),
+        (lambda: figures.manifold(noise(2, 3, 8, 8), [0, 1]), r"\[n, n, …\]"),
+        (lambda: figures.manifold(noise(2, 2, 8, 8), [0, 1, 2]), "grid_values"),
+    ],
+)
+def test_wrong_input_gets_one_line(call, message):
+    with pytest.raises(InputError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", every_figure)
+def test_save_writes_the_same_bytes_twice(name, tmp_path):
+    first = figures.save(every_figure[name](), tmp_path / "new" / "folder" / "first.png")
+    second = figures.save(every_figure[name](), str(tmp_path / "second.png"))
+    content = first.read_bytes()
+    assert content == second.read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert b"Software" not in content
+    assert [path.name for path in first.parent.iterdir()] == ["first.png"]
+    figure = every_figure[name]()
+    figures.save(figure, second)
+    assert figures.save(figure, second).read_bytes() == content
+
+
+def test_save_draws_150_dots_an_inch(tmp_path):
+    figure = figures.training_curves(rows_of(9))
+    header = figures.save(figure, tmp_path / "a.png").read_bytes()[16:24]
+    assert tuple(np.frombuffer(header, ">u4")) == (1200, 675)
+
+
+def test_save_that_fails_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+
+    def fails(self, target, **_):
+        target.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", fails)
+    with pytest.raises(InputError, match=r"a\.png: No space left on device"):
+        figures.save(figures.image_grid(noise(1, 8, 8)), path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_save_below_a_file_gets_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write the figure"):
+        figures.save(figures.image_grid(noise(1, 8, 8)), tmp_path / "file" / "a.png")
