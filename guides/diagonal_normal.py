@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_vae.links import positive
 
 
-class DiagonalNormal(PyroModule):  # type: ignore[misc]
+class DiagonalNormal(PyroModule):
     """A normal with diagonal covariance, q(z|x) = N(μ(x), diag σ²(x)).
 
     Samples are reparameterized, z = μ(x) + σ(x) ε with ε ~ N(0, I), so that
@@ -34,7 +34,7 @@ class DiagonalNormal(PyroModule):  # type: ignore[misc]
         self.encoder = encoder
         self.head = nn.Linear(encoder.out_features, 2 * latent_dim)
 
-    def posterior(self, x: Tensor) -> dist.Distribution:
+    def posterior(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
         loc, raw_scale = self.head(self.encoder(x)).chunk(2, dim=-1)
         return dist.Normal(loc, positive(raw_scale), validate_args=False).to_event(1)

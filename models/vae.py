@@ -5,14 +5,14 @@ __all__ = ["VAE"]
 from typing import Any
 
 import pyro
-from pyro.distributions import Distribution
+from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_vae.errors import InputError
 
 
-class VAE(PyroModule):  # type: ignore[misc]
+class VAE(PyroModule):
     """One stochastic layer, p(z) p(x|z): z from the prior, x from the decoded likelihood.
 
     References:
@@ -47,10 +47,12 @@ class VAE(PyroModule):  # type: ignore[misc]
         self.event_dim = len(event_shape)
         if output_bias == "data_mean" and data_mean is not None:
             if not hasattr(likelihood, "params_at"):
-                raise InputError("vae: this likelihood has no params_at, so output_bias must be zero")
+                raise InputError(
+                    "vae: this likelihood has no params_at, so output_bias must be zero"
+                )
             decoder.set_output_bias(likelihood.params_at(data_mean))
 
-    def decode(self, z: Tensor) -> Distribution:
+    def decode(self, z: Tensor) -> TorchDistribution:
         """Return p(x|z), ``batch_shape [*]`` and ``event_shape``, for z ``[*, latent_dim]``."""
         p = self.likelihood(self.decoder(z))
         return p.to_event(self.event_dim - p.event_dim)

@@ -4,13 +4,12 @@ __all__ = ["Beta", "linear_warm_up"]
 
 from typing import Any
 
-import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 
-class Beta(Messenger):  # type: ignore[misc]
+class Beta(Messenger):
     """Scale every latent site's log-density by β, so that an ELBO becomes the β-ELBO.
 
     log w_β = log p(x|z) + β (log p(z) − log q(z|x))
@@ -29,7 +28,7 @@ class Beta(Messenger):  # type: ignore[misc]
         super().__init__()
         self.value = value
 
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and not site_is_subsample(msg):
             msg["scale"] = msg["scale"] * self.value
 
@@ -44,8 +43,3 @@ def linear_warm_up(step: int, num_steps: int, beta: float = 1.0) -> float:
         2.0
     """
     return beta if num_steps <= 0 else beta * min(1.0, (step + 1) / num_steps)
-
-
-def as_tensor(beta: float, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    """Return β as the 0-d tensor that ``Beta`` takes."""
-    return torch.tensor(beta, device=device, dtype=dtype)

@@ -58,9 +58,7 @@ def build_pair(config: Config, facts: Facts, data_mean: Tensor | None = None) ->
     check_measure(likelihood, facts, config.likelihood, config.data)
     mirrored: Network = build("network", config.decoder or config.encoder)
     decoder_body = mirrored.decoder(config.latent_dim, facts.event_shape, likelihood.params_per_dim)
-    decoder = Decoder(
-        decoder_body, config.latent_dim, facts.event_shape, likelihood.params_per_dim
-    )
+    decoder = Decoder(decoder_body, config.latent_dim, facts.event_shape, likelihood.params_per_dim)
     model = build(
         "model", config.model, **offered, prior=prior, likelihood=likelihood, decoder=decoder
     )

@@ -99,7 +99,8 @@ def train(
     ] = None,
     latent_dim: Annotated[int | None, _setting("latent_dim", "Size of z.", COMPONENTS)] = None,
     objective: Annotated[
-        str | None, _setting("objective", "The estimator, such as trace(num_particles=5).", TRAINING)
+        str | None,
+        _setting("objective", "The estimator, such as trace(num_particles=5).", TRAINING),
     ] = None,
     beta: Annotated[float | None, _setting("beta", "β, the weight of the KL.", TRAINING)] = None,
     warm_up: Annotated[
@@ -240,7 +241,8 @@ def traverse(
     ] = 3.0,
     split: SplitOption = "test",
     datum: Annotated[
-        int | None, typer.Option(min=0, help="Start at this datum's posterior mean, not the prior's.")
+        int | None,
+        typer.Option(min=0, help="Start at this datum's posterior mean, not the prior's."),
     ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -484,7 +486,7 @@ def _draw_traversals(
     values = torch.linspace(-span, span, steps)
     images = generation.traverse(run.model, start, dims, values)
     low, high = _display_range(run, images)
-    figure = figures.traversals(*_on_cpu(images), values, dims=dims, vmin=low, vmax=high)
+    figure = figures.traversals(images.cpu(), values, dims=dims, vmin=low, vmax=high)
     return figures.save(figure, out or run.path / "figures" / "traversals.png")
 
 
@@ -497,7 +499,7 @@ def _draw_interpolation(
     images = generation.interpolate(run.model, run.guide, first, last, steps, seed=seed)
     low, high = _display_range(run, x)
     ends = torch.stack([first, last], dim=1)
-    figure = figures.interpolation(*_on_cpu(images), ends=ends.cpu(), vmin=low, vmax=high)
+    figure = figures.interpolation(images.cpu(), ends=ends.cpu(), vmin=low, vmax=high)
     return figures.save(figure, out or run.path / "figures" / "interpolation.png")
 
 

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,8 +35,8 @@ TORCH = {"optimizer": torch.optim.Optimizer, "schedule": torch.optim.lr_schedule
 # These need closures, sparse gradients, functions, other schedules or a metric.
 UNSUPPORTED = frozenset(
     (
-        "lbfgs", "sparseadam", "lr_scheduler", "lambda_lr", "multiplicative_lr", "chained_scheduler",
-        "sequential_lr", "reduce_lr_on_plateau",
+        "lbfgs", "sparseadam", "lr_scheduler", "lambda_lr", "multiplicative_lr",
+        "chained_scheduler", "sequential_lr", "reduce_lr_on_plateau",
     )
 )  # fmt: skip
 
@@ -90,7 +91,11 @@ class Component:
         wanted = self._parameters()
         received = {key: value for key, value in offered.items() if key in wanted}
         for key, parameter in wanted.items():
-            if key not in arguments and key not in received and parameter.default is parameter.empty:
+            if (
+                key not in arguments
+                and key not in received
+                and parameter.default is parameter.empty
+            ):
                 raise InputError(f"{self.kind} {shown} needs {key}=…")
         try:
             return self.constructor(**received, **arguments)
@@ -107,7 +112,7 @@ def names(kind: str) -> list[str]:
 
 
 def find(kind: str, spec: str | Spec) -> Component:
-    """Return the component a spec names: discovered by name, or the first in a .py file's ``__all__``.
+    """Return the component a spec names, by discovery or from a .py file (first in ``__all__``).
 
     Raises:
         InputError: no such name, with the nearest match; no such file; no component in it.
@@ -155,12 +160,12 @@ def _discover(kind: str) -> Iterator[tuple[str, Callable[[], Callable[..., Any]]
         package = importlib.import_module(PACKAGES[kind])
         for path in sorted(Path(package.__path__[0]).glob("*.py")):
             if not path.stem.startswith("_"):
-                yield path.stem, lambda stem=path.stem: _member(package, stem, kind)
+                yield path.stem, partial(_member, package, path.stem, kind)
     elif kind in MODULES:
         module = importlib.import_module(MODULES[kind])
         for name in module.__all__:
             if inspect.isfunction(getattr(module, name)):
-                yield name, lambda name=name: getattr(module, name)
+                yield name, partial(getattr, module, name)
     else:
         base = TORCH[kind]
         module = torch.optim if kind == "optimizer" else torch.optim.lr_scheduler
@@ -168,7 +173,7 @@ def _discover(kind: str) -> Iterator[tuple[str, Callable[[], Callable[..., Any]]
             name = title.lower() if kind == "optimizer" else _snake_case(title)
             subclass = inspect.isclass(member) and issubclass(member, base) and member is not base
             if subclass and not title.startswith("_") and name not in UNSUPPORTED:
-                yield name, lambda member=member: member
+                yield name, partial(vars(module).__getitem__, title)
 
 
 def _snake_case(title: str) -> str:

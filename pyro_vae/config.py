@@ -67,7 +67,10 @@ class Config:
                 raise InputError(f"{_option(name)} must not be negative, got {value}")
         if self.seed >= 2**63:
             raise InputError(f"--seed must be below 2⁶³, got {self.seed}")
-        for name, choices in {"device": ("auto", "cpu", "cuda"), "dtype": ("float32", "float64")}.items():
+        for name, choices in {
+            "device": ("auto", "cpu", "cuda"),
+            "dtype": ("float32", "float64"),
+        }.items():
             value = getattr(self, name)
             if value not in choices and not (name == "device" and value.startswith("cuda:")):
                 raise InputError(f"unknown {name} {value!r}{suggest(value, choices)}")

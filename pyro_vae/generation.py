@@ -15,7 +15,7 @@ __all__ = [
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import Distribution
+from pyro.distributions import TorchDistribution
 from sklearn.decomposition import PCA
 from torch import Tensor
 
@@ -143,7 +143,7 @@ def _decode(model: Any, z: Tensor) -> Pictures:
     return Pictures(_mean(p), p.sample())
 
 
-def _mean(p: Distribution) -> Tensor:
+def _mean(p: TorchDistribution) -> Tensor:
     """E[x], over draws where the likelihood has none (the mean may not exist either)."""
     try:
         mean: Tensor = p.mean
@@ -152,7 +152,7 @@ def _mean(p: Distribution) -> Tensor:
     return mean
 
 
-def _moments(p: Distribution, seed: int) -> tuple[Tensor, Tensor]:
+def _moments(p: TorchDistribution, seed: int) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, in closed form or over draws."""
     try:
         return p.mean, p.variance.sqrt()

@@ -145,9 +145,7 @@ def _sites(trace: Any) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, site
 
 
-def _total(
-    sites: dict[str, dict[str, Any]], num_samples: int, x: Tensor, program: str
-) -> Tensor:
+def _total(sites: dict[str, dict[str, Any]], num_samples: int, x: Tensor, program: str) -> Tensor:
     """Σ over sites of the unscaled log-density, ``[num_samples, B]``."""
     shape = (num_samples, x.shape[0])
     total = x.new_zeros(shape)
@@ -167,7 +165,7 @@ def _total(
         ):
             raise InputError(
                 f"{kind} site {name!r} of the {program}: expected a log-density of shape "
-                f"{list(shape)}, got {list(log_prob.shape)}; declare event dimensions with .to_event"
+                f"{list(shape)}, got {list(log_prob.shape)}; declare event dimensions by .to_event"
             )
         total = total + log_prob
     return total

@@ -72,7 +72,11 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, body: nn.Sequential, latent_dim: int, event_shape: tuple[int, ...], params_per_dim: int
+        self,
+        body: nn.Sequential,
+        latent_dim: int,
+        event_shape: tuple[int, ...],
+        params_per_dim: int,
     ):
         super().__init__()
         self.body = body
@@ -168,7 +172,9 @@ def conv(
         layers += [nn.Flatten(), nn.Linear(channels[-1] * height * width, hidden), act()]
         return nn.Sequential(*layers), hidden
 
-    def decoder(latent_dim: int, event_shape: tuple[int, ...], params_per_dim: int) -> nn.Sequential:
+    def decoder(
+        latent_dim: int, event_shape: tuple[int, ...], params_per_dim: int
+    ) -> nn.Sequential:
         colours, height, width = _image_shape(event_shape, len(channels))
         inner = (channels[-1], height, width)
         layers: list[nn.Module] = [nn.Linear(latent_dim, hidden), act()]
@@ -190,7 +196,9 @@ def _dense(hidden: tuple[int, ...], layer: Callable[[int, int], list[nn.Module]]
         body = nn.Sequential(nn.Flatten(), *stack((prod(event_shape), *hidden)))
         return body, hidden[-1]
 
-    def decoder(latent_dim: int, event_shape: tuple[int, ...], params_per_dim: int) -> nn.Sequential:
+    def decoder(
+        latent_dim: int, event_shape: tuple[int, ...], params_per_dim: int
+    ) -> nn.Sequential:
         output = nn.Linear(hidden[0], params_per_dim * prod(event_shape))
         return nn.Sequential(*stack((latent_dim, *reversed(hidden))), output)
 

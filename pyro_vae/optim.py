@@ -2,6 +2,7 @@
 
 __all__ = ["JointOptim", "optimizer_from_spec", "schedule_from_spec"]
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,7 +22,7 @@ class NonFiniteGradientError(ArithmeticError):
     """A gradient is NaN or infinite; no parameter was changed."""
 
 
-class JointOptim(PyroOptim):  # type: ignore[misc]
+class JointOptim(PyroOptim):
     """A ``PyroOptim`` that steps all parameters together, after clipping their joint gradient.
 
     Pyro's own wrappers make one optimizer a parameter: slow, and unable to clip
@@ -65,8 +66,8 @@ class JointOptim(PyroOptim):  # type: ignore[misc]
         self.optimizer.step()
 
     def get_state(self) -> dict[str, Any]:
-        """Return the optimizer's state: tensors, numbers and names."""
-        state: dict[str, Any] = self.optimizer.state_dict()
+        """Return a copy of the optimizer's state: tensors, numbers and names."""
+        state: dict[str, Any] = copy.deepcopy(self.optimizer.state_dict())
         return state
 
     def set_state(self, state_dict: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from math import prod
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from pyro.distributions import Distribution
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_vae.errors import InputError
@@ -58,7 +58,7 @@ class Facts:
 class Prior(Protocol):
     """p(z): an ``nn.Module`` whose ``forward()`` is a distribution over one z."""
 
-    def __call__(self) -> Distribution:
+    def __call__(self) -> TorchDistribution:
         """Return p(z), ``batch_shape ()`` and ``event_shape (latent_dim,)``."""
 
 
@@ -70,7 +70,7 @@ class Likelihood(Protocol):
     support: Any
     measure: str
 
-    def __call__(self, params: Tensor) -> Distribution:
+    def __call__(self, params: Tensor) -> TorchDistribution:
         """Map ``params`` ``[*, *event_shape, params_per_dim]`` to a distribution over x.
 
         Its ``batch_shape + event_shape`` is ``[*, *event_shape]``; dimensions
@@ -84,7 +84,7 @@ class Guide(Protocol):
 
     has_density: bool
 
-    def posterior(self, x: Tensor) -> Distribution:
+    def posterior(self, x: Tensor) -> TorchDistribution:
         """Return q(z | x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
 
     def __call__(self, x: Tensor) -> Any:

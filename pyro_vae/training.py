@@ -51,6 +51,10 @@ class Progress:
     best_bound: float = -math.inf
     """The highest β = 1 validation bound, nats per datum."""
     best_epoch: int = 0
+    beta: float = math.nan
+    """β of the last step."""
+    gradient_norm: float = math.nan
+    """Global 2-norm of the last step's gradient, before clipping."""
     seconds: float = 0.0
     """Wall-clock time spent in training."""
 
@@ -153,6 +157,8 @@ class Trainer:
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings("ignore", "Encountered", UserWarning)  # TrainingError says it
+            # Resumed after an epoch's last step, the schedule steps before the optimizer.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
             _set_random_state(self._state, self.device)
             self._running = True
             try:
@@ -237,6 +243,7 @@ class Trainer:
         if not math.isfinite(loss):
             self._explain(x, before, None)
         progress = self.progress
+        progress.beta, progress.gradient_norm = float(self._beta), self.optim.gradient_norm
         progress.step += 1
         progress.batch += 1
         progress.loss_sum += loss
@@ -274,12 +281,12 @@ class Trainer:
             "epoch": progress.epoch,
             "step": progress.step,
             "elbo": -progress.loss_sum / progress.count,
-            "beta": float(self._beta),
+            "beta": progress.beta,
             "valid_elbo": bound,
             "valid_elbo_standard_error": error,
             "best": best,
             "learning_rate": self.optim.optimizer.param_groups[0]["lr"],
-            "gradient_norm": self.optim.gradient_norm,
+            "gradient_norm": progress.gradient_norm,
             "seconds": progress.seconds,
         }
         if self.schedule:
@@ -312,7 +319,7 @@ class Trainer:
 
     def _tensors(self) -> dict[str, Tensor]:
         """Every parameter and buffer: modules under "model." and "guide.", the rest by its name."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, program in (("model", self.model), ("guide", self.guide)):
             if isinstance(program, nn.Module):
                 tensors |= {f"{name}.{k}": v for k, v in program.state_dict().items()}

@@ -25,7 +25,7 @@ class Bernoulli(nn.Module):
     support = dist.constraints.boolean
     measure = "binary"
 
-    def forward(self, params: Tensor) -> dist.Distribution:
+    def forward(self, params: Tensor) -> dist.TorchDistribution:
         """Return p(x) of ``batch_shape [*, *event_shape]`` from ``[*, *event_shape, 1]``."""
         return dist.Bernoulli(logits=params.squeeze(-1), validate_args=False)
 

@@ -29,8 +29,8 @@ class Normal(nn.Module):
 
     Example:
         >>> p = Normal(scale=0.5)(torch.zeros(1, 1))
-        >>> p.log_prob(torch.tensor([0.5])) + 0.5 + 0.5 * math.log(2 * math.pi * 0.25)
-        tensor([0.])
+        >>> p.log_prob(torch.tensor([0.5]))  # −½ (0.5/0.5)² − ½ log(2π 0.25)
+        tensor([-0.7258])
     """
 
     support = dist.constraints.real
@@ -60,7 +60,7 @@ class Normal(nn.Module):
             start = torch.tensor(max(0.25, 2 * self.floor))
             self.raw_scale = nn.Parameter(inverse_positive(start, self.floor))
 
-    def forward(self, params: Tensor) -> dist.Distribution:
+    def forward(self, params: Tensor) -> dist.TorchDistribution:
         """Return p(x) of ``batch_shape [*, *event_shape]`` from ``[*, *event_shape, P]``."""
         loc = params[..., 0]
         if self.scale == "per_pixel":

@@ -28,6 +28,6 @@ class StandardNormal(nn.Module):
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
-    def forward(self) -> dist.Distribution:
+    def forward(self) -> dist.TorchDistribution:
         """Return p(z), ``event_shape (latent_dim,)``."""
         return dist.Normal(self.loc, self.scale, validate_args=False).to_event(1)

@@ -33,6 +33,8 @@ class LogLikelihood:
     ``log_px`` = log p̂ is a lower bound on log p(x) in expectation.
     """
 
+    num_samples: int
+    """K."""
     log_px: Tensor
     """IWAE-K, log p̂."""
     standard_error: Tensor
@@ -51,8 +53,6 @@ class LogLikelihood:
     kl: Tensor
     """(1/K) Σ log q(z_k|x) − log p(z_k)."""
     kl_standard_error: Tensor
-    num_samples: int
-    """K."""
 
     @property
     def mean(self) -> float:
@@ -124,11 +124,11 @@ def log_likelihood(
                 on_block(done, total)
             streams.append(stream)
     columns = [stream.result(num_samples) for stream in streams]
-    return LogLikelihood(*map(torch.cat, zip(*columns, strict=True)), num_samples=num_samples)
+    return LogLikelihood(num_samples, *map(torch.cat, zip(*columns, strict=True)))
 
 
 class _Moments:
-    """Running mean and variance over samples, ``[B]``, merged block by block (Chan et al., 1983)."""
+    """Running mean and variance over samples, ``[B]``, merged by block (Chan et al., 1983)."""
 
     def __init__(self, size: int, device: torch.device):
         self.count = 0
@@ -172,9 +172,7 @@ class _Stream:
         self.reconstruction.update(terms.log_likelihood.double())
         self.kl.update(terms.kl.double())
         self.log_sum = torch.logaddexp(self.log_sum, log_weight.logsumexp(0))
-        self.log_sum_squares = torch.logaddexp(
-            self.log_sum_squares, (2 * log_weight).logsumexp(0)
-        )
+        self.log_sum_squares = torch.logaddexp(self.log_sum_squares, (2 * log_weight).logsumexp(0))
 
     def result(self, num_samples: int) -> tuple[Tensor, ...]:
         ess = (2 * self.log_sum - self.log_sum_squares).exp()
@@ -217,4 +215,3 @@ def _check_arguments(x: Tensor, num_samples: int, chunk_size: int | None) -> Non
         raise InputError(f"chunk_size must be at least 1, got {chunk_size}")
     if x.dim() < 2 or len(x) == 0:
         raise InputError(f"expected data of shape [B, *event_shape], got {list(x.shape)}")
-

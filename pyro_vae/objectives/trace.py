@@ -7,7 +7,7 @@ from pyro.infer import Trace_ELBO
 from pyro_vae.errors import InputError
 
 
-class Trace(Trace_ELBO):  # type: ignore[misc]
+class Trace(Trace_ELBO):
     """Pyro's Trace_ELBO: the Monte Carlo ELBO, particles vectorized under one plate.
 
     (1/K) Σ_k log p(x, z_k) − log q(z_k|x),  z_k ~ q(z|x)

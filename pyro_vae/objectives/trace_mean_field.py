@@ -7,7 +7,7 @@ from pyro.infer import TraceMeanField_ELBO
 from pyro_vae.errors import InputError
 
 
-class TraceMeanField(TraceMeanField_ELBO):  # type: ignore[misc]
+class TraceMeanField(TraceMeanField_ELBO):
     """Pyro's TraceMeanField_ELBO: KL(q ‖ p) analytic where torch knows it, else Monte Carlo.
 
     (1/K) Σ_k log p(x|z_k) − KL(q(z|x) ‖ p(z)),  z_k ~ q(z|x)

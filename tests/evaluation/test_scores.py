@@ -1,0 +1,154 @@
+"""Scores: each mean and its errors, bits/dim, and the protocol they stand under."""
+
+import math
+
+import pytest
+import torch
+
+from pyro_vae.data import load_data
+from pyro_vae.data.images import TensorImages
+from pyro_vae.data.splits import Split
+from pyro_vae.data.values import Values
+from pyro_vae.evaluation import evaluate, log_likelihood
+from pyro_vae.evaluation.scores import data_standard_error
+from pyro_vae.protocols import Facts
+
+
+@pytest.fixture
+def digits() -> Split:
+    return load_data("digits(values=continuous)").test.subset(40)
+
+
+def _programs(linear_gaussian):
+    """The linear-Gaussian pair on the first five pixels of 8×8 images."""
+
+    def model(x):
+        linear_gaussian.model(x.flatten(1)[:, 20:25].double())
+
+    def guide(x):
+        linear_gaussian.exact_guide(x.flatten(1)[:, 20:25].double())
+
+    return model, guide
+
+
+def test_estimates_are_means_of_the_per_datum_ones(linear_gaussian, digits):
+    def guide(x):
+        parameters = linear_gaussian.diagonal_guide(shift=0.4, variance=1.3)
+        linear_gaussian.guide_of(parameters)(x.flatten(1)[:, 20:25].double())
+
+    model, _ = _programs(linear_gaussian)
+    facts = Facts((8, 8), "continuous", num_levels=17, dequantized=True)
+    result = log_likelihood(model, guide, digits.scored(), 60, seed=3)
+    estimates = evaluate(model, guide, digits, facts, num_samples=60, seed=3).estimates
+    for name, values, errors in [
+        ("elbo", result.elbo, result.elbo_standard_error),
+        ("reconstruction", result.reconstruction, result.reconstruction_standard_error),
+        ("kl", result.kl, result.kl_standard_error),
+        ("log_likelihood", result.log_px, result.standard_error),
+    ]:
+        estimate = estimates[name]
+        assert estimate.value == pytest.approx(float(values.mean()))
+        assert estimate.standard_error == pytest.approx(math.sqrt(float((errors**2).sum())) / 40)
+        assert estimate.data_standard_error == pytest.approx(float(values.std()) / math.sqrt(40))
+        assert estimate.count == 40
+    assert estimates["log_likelihood"].bias == pytest.approx(float(result.bias.mean()))
+    assert estimates["elbo"].bias is None
+    difference = estimates["reconstruction"].value - estimates["kl"].value
+    assert estimates["elbo"].value == pytest.approx(difference)
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        # A uniform density on (0, 1)^D, log p = 0: n levels take log₂ n bits each.
+        (Facts((2, 3), "continuous", num_levels=16, dequantized=True), 4.0),
+        (Facts((2, 3), "continuous", num_levels=256, dequantized=True), 8.0),
+        # A mass of e^0 costs nothing.
+        (Facts((2, 3), "levels", num_levels=16), 0.0),
+        (Facts((2, 3), "binary"), 0.0),
+    ],
+)
+def test_bits_per_dim_of_log_p_zero(facts, expected):
+    estimates = _evaluate_constant(0.0, facts)
+    assert estimates["bits_per_dim"].value == pytest.approx(expected, abs=1e-6)
+    assert estimates["bits_per_dim"].unit == "bits/dim"
+
+
+def test_bits_per_dim_of_a_mass():
+    """log p = −6 log 2 over 6 dimensions is one bit each, and the errors scale alike."""
+    estimate = _evaluate_constant(-6 * math.log(2), Facts((2, 3), "binary"))["bits_per_dim"]
+    assert estimate.value == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_density_on_reals_has_no_bits():
+    assert "bits_per_dim" not in _evaluate_constant(0.0, Facts((2, 3), "continuous"))
+
+
+def _evaluate_constant(log_px, facts):
+    import pyro
+    import pyro.distributions as dist
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            log_density = x.new_tensor(log_px)
+            pyro.sample("x", dist.Delta(x, log_density=log_density, event_dim=2), obs=x)
+
+    images = TensorImages(torch.zeros(5, 2, 3, dtype=torch.uint8))
+    values = Values("levels", "none", 16)
+    return evaluate(model, guide, Split(images, None, values, 0), facts, num_samples=3).estimates
+
+
+def test_one_sample_has_no_error_over_draws(linear_gaussian, digits):
+    model, guide = _programs(linear_gaussian)
+    facts = Facts((8, 8), "continuous", num_levels=17, dequantized=True)
+    estimates = evaluate(model, guide, digits, facts, num_samples=1).estimates
+    for estimate in estimates.values():
+        assert estimate.standard_error is None
+        assert estimate.data_standard_error is not None
+    assert estimates["log_likelihood"].bias is None
+
+
+def test_protocol_names_all_that_the_number_depends_on(linear_gaussian):
+    data = load_data("digits(values=continuous)")
+    subset = data.test.subset(10)
+    model, guide = _programs(linear_gaussian)
+    facts = Facts((8, 8), "continuous", num_levels=17, dequantized=True)
+    evaluation = evaluate(
+        model,
+        guide,
+        subset,
+        facts,
+        num_samples=4,
+        seed=9,
+        data_protocol=data.protocol("test", subset),
+    )
+    protocol = evaluation.protocol
+    assert protocol["data"] == data.spec
+    assert protocol["split"] == "test"
+    assert protocol["count"] == 10
+    assert protocol["content_hash"] == subset.content_hash != data.test.content_hash
+    assert (protocol["num_samples"], protocol["seed"]) == (4, 9)
+    assert (protocol["dtype"], protocol["device"]) == ("float32", "cpu")
+    assert set(protocol["versions"]) == {"pyro-vae", "python", "torch", "pyro-ppl"}
+
+
+def test_ordered_data_have_the_larger_error_they_deserve():
+    """For an AR(1) series with ρ = 0.9 the mean's error is √19 times the independent one."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(10_000, generator=generator, dtype=torch.float64)
+    series = [torch.zeros((), dtype=torch.float64)]
+    for e in noise:
+        series.append(0.9 * series[-1] + e)
+    values = torch.stack(series[1:])
+    independent = data_standard_error(values)
+    blocked = data_standard_error(values, ordered=True)
+    assert blocked / independent == pytest.approx(math.sqrt(19), rel=0.25)
+
+
+def test_one_datum_has_no_error_over_data():
+    assert data_standard_error(torch.ones(1)) is None
