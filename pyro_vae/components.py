@@ -32,10 +32,10 @@ PACKAGES = {
 MODULES = {"network": "pyro_vae.networks"}
 # Classes of torch.optim: adam, rmsprop, …; step_lr, cosine_annealing_lr, ….
 TORCH = {"optimizer": torch.optim.Optimizer, "schedule": torch.optim.lr_scheduler.LRScheduler}
-# These need closures, sparse gradients, functions, other schedules or a metric.
+# These need closures, sparse gradients, matrices, functions, other schedules or a metric.
 UNSUPPORTED = frozenset(
     (
-        "lbfgs", "sparseadam", "lr_scheduler", "lambda_lr", "multiplicative_lr",
+        "lbfgs", "sparseadam", "muon", "lr_scheduler", "lambda_lr", "multiplicative_lr",
         "chained_scheduler", "sequential_lr", "reduce_lr_on_plateau",
     )
 )  # fmt: skip
@@ -102,8 +102,19 @@ class Component:
         except InputError:
             raise
         except (TypeError, ValueError) as error:
-            message = str(error).partition("\n")[0]
+            message = self._mistyped(arguments) if isinstance(error, TypeError) else None
+            message = message or str(error).partition("\n")[0]
             raise InputError(f"{self.kind} {shown}: {message}") from error
+
+    def _mistyped(self, arguments: dict[str, Any]) -> str | None:
+        """Name the first argument of another type than its default: Python's words do not."""
+        for key, value in arguments.items():
+            default = self.options[key]
+            numbers = isinstance(default, int | float) and isinstance(value, int | float)
+            unknown = default is None or default is ...
+            if not unknown and not numbers and type(default) is not type(value):
+                return f"{key} must be like {default!r}, got {value!r}"
+        return None
 
 
 def names(kind: str) -> list[str]:
@@ -178,7 +189,7 @@ def _discover(kind: str) -> Iterator[tuple[str, Callable[[], Callable[..., Any]]
 
 def _snake_case(title: str) -> str:
     """CosineAnnealingLR → cosine_annealing_lr."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", title).lower()
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=LR)(?=[A-Z])", "_", title).lower()
 
 
 def _member(package: ModuleType, stem: str, kind: str) -> Callable[..., Any]:
@@ -212,11 +223,13 @@ def _load(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise InputError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"'{path}' cannot be imported: {reason}") from error
     return module
 
 
 def _existing(path: Path) -> Path:
+    path = path.expanduser()
     if path.suffix != ".py":
         raise InputError(f"expected a component's name or a .py file, got '{path}'")
     if not path.is_file():

@@ -2,6 +2,7 @@
 
 __all__ = ["Config"]
 
+import contextlib
 import dataclasses
 import math
 import types
@@ -60,13 +61,15 @@ class Config:
         for name in positive:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise InputError(f"{_option(name)} must be positive, got {value}")
+                raise InputError(f"{_option(name)} must be positive and finite, got {value}")
         for name in ("beta", "warm_up", "seed"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
-                raise InputError(f"{_option(name)} must not be negative, got {value}")
-        if self.seed >= 2**63:
-            raise InputError(f"--seed must be below 2⁶³, got {self.seed}")
+                raise InputError(f"{_option(name)} must be 0 or more, and finite, got {value}")
+        for name in hints:
+            value = getattr(self, name)
+            if type(value) is int and value >= 2**63:
+                raise InputError(f"{_option(name)} must be below 2⁶³, got {value}")
         for name, choices in {
             "device": ("auto", "cpu", "cuda"),
             "dtype": ("float32", "float64"),
@@ -104,6 +107,8 @@ class Config:
         Raises:
             InputError: an unknown key, with the nearest match, or a value of the wrong kind.
         """
+        if not isinstance(mapping, dict):
+            raise InputError(f"{source}: expected 'key: value' lines, got {mapping!r}")
         valid = [f.name for f in dataclasses.fields(cls)]
         for key in mapping:
             if key not in valid:
@@ -121,8 +126,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"no such file: '{path}'") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).replace("\n", " ")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
         raise InputError(f"cannot read '{path}': {reason}") from None
     if not isinstance(mapping, dict):
         raise InputError(f"'{path}': expected 'key: value' lines")
@@ -141,6 +146,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"unknown device {name!r}; valid: auto, cpu, cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"unknown device {name!r}; valid: auto, cpu, cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise InputError(f"device {name!r}: {found} CUDA devices found; use --device cpu or auto")
@@ -156,8 +163,9 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         if isinstance(value, dict) and all(isinstance(t, str) for kv in value.items() for t in kv):
             return value
         raise InputError(f"{name} must map paths to hashes, got {value!r}")
-    if float in kinds and type(value) in (int, float):
-        return float(value)
+    if float in kinds and type(value) in (int, float, str):
+        with contextlib.suppress(ValueError, OverflowError):  # YAML reads 1e-3 as text
+            return float(value)
     if type(value) in kinds:
         return value
     expected = {int: "a whole number", float: "a number", str: "text"}

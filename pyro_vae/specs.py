@@ -3,17 +3,17 @@
 __all__ = ["Spec", "parse_spec"]
 
 import ast
+import keyword
 import re
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 from pyro_vae.errors import InputError
 
-# Balanced parentheses, three deep, close the text; what stands before them is the name.
-_INNER = r"[^()]*"
-for _ in range(2):
-    _INNER = rf"[^()]*(?:\({_INNER}\)[^()]*)*"
-_SPEC = re.compile(rf"\s*(\S.*?)\s*(?:\(({_INNER})\))?\s*", re.DOTALL)
+# A quoted string, or a hyphenated key: "step-size=" is "step_size=".
+_KEY = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|[^\W\d]\w*(?:-\w+)+(?=\s*=)""")
+_UNREADABLE = (SyntaxError, ValueError, TypeError, RecursionError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Spec:
         return "/" in self.name or "." in self.name
 
     def __str__(self) -> str:
-        if not self.arguments:
-            return self.name
+        if not self.arguments:  # parentheses at the end of a path belong to it
+            return f"{self.name}()" if self.name.endswith(")") else self.name
         inner = ", ".join(f"{k}={_format(v)}" for k, v in self.arguments.items())
         return f"{self.name}({inner})"
 
@@ -53,28 +53,56 @@ def parse_spec(text: str) -> Spec:
         >>> str(parse_spec("mlp(hidden=(400, 200), activation='tanh')"))
         'mlp(hidden=(400, 200), activation=tanh)'
     """
-    match = _SPEC.fullmatch(text)
-    if match is None:
-        raise InputError(f"expected a spec such as 'name(key=value)', got {text!r}")
-    name, inner = match[1], match[2] or ""
-    try:
-        call = ast.parse(f"f({inner})", mode="eval").body
-    except (SyntaxError, ValueError) as error:
-        raise InputError(f"cannot read the arguments of {text!r}: {error.args[0]}") from None
-    if not isinstance(call, ast.Call):
-        raise InputError(f"expected a spec such as 'name(key=value)', got {text!r}")
+    name, call = _split(text)
+    is_path = Spec(name).is_path
     if call.args:
+        hint = f"; if the parentheses belong to the path, write '{text.strip()}()'"
         shown = ast.unparse(call.args[0])
-        raise InputError(f"expected key=value in {text!r}, got {shown!r} without a key")
+        raise InputError(
+            f"expected key=value in {text!r}, got {shown!r} without a key{hint if is_path else ''}"
+        )
     arguments: dict[str, Any] = {}
-    for keyword in call.keywords:
-        if keyword.arg is None:
+    for argument in call.keywords:
+        if argument.arg is None:
             raise InputError(f"expected key=value in {text!r}, got '**'")
-        arguments[keyword.arg] = _value(keyword.value, text)
-    spec = Spec(name, arguments)
-    if not spec.is_path and not name.replace("-", "_").isidentifier():
+        if argument.arg in arguments:
+            raise InputError(f"{argument.arg!r} is given twice in {text!r}")
+        arguments[argument.arg] = _value(argument.value, text)
+    return Spec(name if is_path else name.replace("-", "_"), arguments)
+
+
+def _split(text: str) -> tuple[str, ast.Call]:
+    """The name, and ``f(…)`` of the arguments in the parentheses that close the text."""
+    stripped = text.strip()
+    reason = None
+    for opening in re.finditer(r"\(", stripped if stripped.endswith(")") else ""):
+        name = stripped[: opening.start()].rstrip()
+        if not _is_name(name):
+            continue
+        try:
+            call = _parse(f"f{stripped[opening.start() :]}")
+        except _UNREADABLE as error:
+            reason = reason or error.args[0]
+            continue
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+            return name, call
+    if reason is not None:
+        raise InputError(f"cannot read the arguments of {text!r}: {reason}")
+    unclosed = "=" in stripped and stripped.count("(") > stripped.count(")")
+    if not _is_name(stripped) or unclosed:
         raise InputError(f"expected a spec such as 'name(key=value)', got {text!r}")
-    return spec if spec.is_path else Spec(name.replace("-", "_"), arguments)
+    return stripped, ast.Call(ast.Name("f"), [], [])
+
+
+def _is_name(name: str) -> bool:
+    return Spec(name).is_path or name.replace("-", "_").isidentifier()
+
+
+def _parse(code: str) -> ast.expr:
+    code = _KEY.sub(lambda match: match[1] or match[0].replace("-", "_"), code)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd escapes and literals
+        return ast.parse(code, mode="eval").body
 
 
 def _value(node: ast.expr, text: str) -> Any:
@@ -85,7 +113,7 @@ def _value(node: ast.expr, text: str) -> Any:
         return tuple(_value(element, text) for element in node.elts)
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except _UNREADABLE:
         shown = ast.unparse(node)
         raise InputError(f"expected a literal or a word in {text!r}, got {shown!r}") from None
 
@@ -105,6 +133,7 @@ def _format(value: Any) -> str:
     if isinstance(value, tuple):
         inner = ", ".join(map(_format, value))
         return f"({inner},)" if len(value) == 1 else f"({inner})"
-    if isinstance(value, str) and value.isidentifier() and value not in ("None", "True", "False"):
+    if isinstance(value, str) and value.isidentifier() and not keyword.iskeyword(value):
         return value
-    return repr(value)
+    # An infinity's repr is a word; 1e999 is read as one.
+    return repr(value).replace("inf", "1e999") if isinstance(value, float) else repr(value)
