@@ -4,17 +4,18 @@ __all__ = ["build_pair", "component_hashes"]
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from pyro_vae.components import build, source_hash
 from pyro_vae.config import Config
+from pyro_vae.errors import InputError
 from pyro_vae.networks import Decoder, Encoder, Network
 from pyro_vae.protocols import (
     Facts,
     check_guide,
     check_likelihood,
     check_measure,
+    check_model,
     check_prior,
 )
 
@@ -24,6 +25,10 @@ class Pair(NamedTuple):
 
     model: Any
     guide: Any
+
+
+# What torch says where a tensor is too large for memory or for 64 bits.
+_TOO_LARGE = ("allocate", "overflow", "out of memory")
 
 
 def build_pair(config: Config, facts: Facts, data_mean: Tensor | None = None) -> Pair:
@@ -39,6 +44,18 @@ def build_pair(config: Config, facts: Facts, data_mean: Tensor | None = None) ->
     Raises:
         InputError: an unknown component or key, or a pair that cannot work.
     """
+    try:
+        return _build_pair(config, facts, data_mean)
+    except (RuntimeError, TypeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or any(w in str(error).lower() for w in _TOO_LARGE):
+            raise InputError(
+                f"the networks of --latent-dim {config.latent_dim}, --encoder {config.encoder} do "
+                "not fit into memory; make them smaller"
+            ) from None
+        raise
+
+
+def _build_pair(config: Config, facts: Facts, data_mean: Tensor | None) -> Pair:
     network: Network = build("network", config.encoder)
     body, features = network.encoder(facts.event_shape)
     offered: dict[str, Any] = {
@@ -62,6 +79,7 @@ def build_pair(config: Config, facts: Facts, data_mean: Tensor | None = None) ->
     model = build(
         "model", config.model, **offered, prior=prior, likelihood=likelihood, decoder=decoder
     )
+    check_model(model, config.model)
     dtype = config.torch_dtype()
     for program in (model, guide):
         if isinstance(program, nn.Module):
@@ -74,8 +92,3 @@ def component_hashes(config: Config) -> dict[str, str]:
     specs = (config.model, config.prior, config.likelihood, config.guide, config.objective)
     found = (source_hash(spec) for spec in (*specs, config.encoder, config.decoder or "mlp"))
     return dict(item for item in found if item is not None)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed torch's global generators, on every device."""
-    torch.manual_seed(seed)

@@ -35,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False, emoji=False)  # paths hold brackets and colons
 
 DEFAULTS = Config()
 COMPONENTS, TRAINING, PLACE = "Components", "Training", "Data, seed and place"
@@ -136,6 +136,7 @@ def train(
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Continue this run; --epochs may extend it.")
     ] = None,
+    allow_code: AllowCodeOption = False,
     tensorboard: Annotated[
         bool, typer.Option(help="Write TensorBoard events where its package is installed.")
     ] = True,
@@ -155,14 +156,14 @@ def train(
         if out is not None or config is not None:
             raise InputError("--resume continues a run as it was: leave out --out and --config")
         path = resume
-        settings, splits, trainer = resume_run(resume, given)
+        settings, _, trainer = resume_run(resume, given, allow_code=allow_code)
     else:
         mapping = read_yaml(config) if config else {}
         mapping.pop("facts", None)
         mapping.pop("code", None)
         settings = Config.from_mapping({**mapping, **given}, str(config))
         path = out or _next_folder(Path("runs"), settings.data)
-        settings, splits, trainer = start_run(settings, path)
+        settings, _, trainer = start_run(settings, path)
     if trainer.finished:
         console.print(
             f"{path} is finished at epoch {trainer.progress.epoch}; to go on, give a larger "
@@ -186,6 +187,9 @@ def evaluate_command(
     chunk_size: Annotated[
         int | None, typer.Option(help="How many z to decode at once; memory, never the answer.")
     ] = None,
+    weights: Annotated[
+        str, typer.Option(help="best (validation epoch) or last, as training left them.")
+    ] = "best",
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     data_root: DataRootOption = None,
@@ -195,7 +199,9 @@ def evaluate_command(
 
     Written to RUN/evaluation/SPLIT.json, an entry a protocol.
     """
-    loaded = load_run(run, allow_code=allow_code, device=device, data_root=data_root)
+    loaded = load_run(
+        run, allow_code=allow_code, device=device, weights=weights, data_root=data_root
+    )
     _evaluate(loaded, split, num_samples, count=count, chunk_size=chunk_size, seed=seed)
 
 
@@ -333,7 +339,7 @@ def demo(
     pictures: list[Path] = []
     for dims in (8, 2):
         path = folder / f"latent-{dims}"
-        console.print(f"\n[bold]A VAE of {dims} latents on handwritten digits[/], {path}")
+        console.print(f"\nA VAE of {dims} latents on handwritten digits, {path}", style="bold")
         config, _, trainer = start_run(settings.replace(latent_dim=dims), path)
         _train(path, config, trainer, tensorboard=False)
         run = load_run(path)
@@ -367,7 +373,8 @@ def _train(path: Path, config: Config, trainer: Trainer, tensorboard: bool) -> N
     progress = trainer.progress
     if not finished:
         console.print(
-            f"stopped at step {progress.step}; to go on: pyro-vae train --resume '{path}'",
+            f"stopped at step {progress.step}; to go on: pyro-vae train --resume '{path}'"
+            + (" --allow-code" if config.code else ""),
             soft_wrap=True,
         )
         raise typer.Exit(130)
@@ -400,6 +407,8 @@ def _evaluate(
     split = run.data.split(split_name)
     if count is not None:
         split = split.subset(count)
+    record = run.path / "evaluation" / f"{split_name}.json"
+    entries = _read_record(record)  # before the work, not after it
     with counting(console, f"IWAE-{num_samples}, blocks") as on_block:
         evaluation = evaluate(
             run.model,
@@ -411,26 +420,40 @@ def _evaluate(
             seed=seed,
             device=run.device,
             dtype=run.config.torch_dtype(),
-            data_protocol=run.data.protocol(split_name, split),
+            data_protocol={"weights": run.weights, **run.data.protocol(split_name, split)},
             on_block=on_block,
         )
-    record = run.path / "evaluation" / f"{split_name}.json"
-    _record(record, evaluation)
+    _record(record, entries, evaluation)
     title = f"{run.path}, {split_name}, {len(split)} data of {run.config.data}"
-    console.print(evaluation_table(evaluation, title))
+    console.print(title, style="bold", soft_wrap=True)
+    console.print(evaluation_table(evaluation))
     console.print(f"± standard errors over draws of z and over data; {record}", soft_wrap=True)
 
 
-def _record(path: Path, evaluation: Evaluation) -> None:
+def _read_record(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        entries = None
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and "protocol" in entry for entry in entries
+    ):
+        raise InputError(f"'{path}' is damaged; move it away and evaluate again")
+    return entries
+
+
+def _record(path: Path, entries: list[dict[str, Any]], evaluation: Evaluation) -> None:
     """Add an entry, or replace the one of the same protocol."""
-    entries = []
-    if path.exists():
-        try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-            entries = [e for e in entries if e["protocol"] != evaluation.protocol]
-        except (ValueError, TypeError, KeyError):
-            raise InputError(f"'{path}' is damaged; move it away and evaluate again") from None
-    text = json.dumps([*entries, evaluation.to_json()], indent=1, allow_nan=False)
+    kept = [entry for entry in entries if entry["protocol"] != evaluation.protocol]
+    try:
+        text = json.dumps([*kept, evaluation.to_json()], indent=1, allow_nan=False)
+    except ValueError:
+        raise InputError(
+            "the scores are not finite: some datum has probability 0 in "
+            f"{evaluation.protocol['dtype']}; nothing was recorded"
+        ) from None
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
@@ -482,7 +505,7 @@ def _draw_traversals(
     else:
         start = generation.prior_mean(run.model)
     if dims is None:  # Var_x E_q[z_d|x], the activity of Burda et al. (2016)
-        dims = means.var(dim=0).argsort(descending=True)[:10].sort().values.tolist()
+        dims = means.var(dim=0, correction=0).argsort(descending=True)[:10].sort().values.tolist()
     values = torch.linspace(-span, span, steps)
     images = generation.traverse(run.model, start, dims, values)
     low, high = _display_range(run, images)
@@ -494,6 +517,8 @@ def _draw_interpolation(
     run: Run, split: str, count: int, steps: int, seed: int, out: Path | None = None
 ) -> Path:
     x = _some_data(run, split, 2 * count, seed)[0]
+    if len(x) < 2:
+        raise InputError(f"the {split} split has one datum; an interpolation needs two")
     count = len(x) // 2
     first, last = x[:count], x[count : 2 * count]
     images = generation.interpolate(run.model, run.guide, first, last, steps, seed=seed)

@@ -1,6 +1,6 @@
 """Everything that determines a run: the same strings in files, tables and titles."""
 
-__all__ = ["Config"]
+__all__ = ["Config", "SPECS"]
 
 import contextlib
 import dataclasses
@@ -15,6 +15,13 @@ import torch
 import yaml
 
 from pyro_vae.errors import InputError, suggest
+from pyro_vae.specs import Spec, parse_spec
+
+# The settings that are component specs, kept in their canonical form.
+SPECS = (
+    "data", "model", "prior", "likelihood", "guide", "encoder", "decoder", "objective", "optimizer",
+    "schedule",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,9 @@ class Config:
         hints = typing.get_type_hints(type(self))
         for name, hint in hints.items():
             object.__setattr__(self, name, _typed(name, getattr(self, name), hint))
+        for name in SPECS:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, str(parse_spec(getattr(self, name))))
         positive = ("latent_dim", "batch_size", "epochs", "max_steps", "patience", "clip_norm")
         for name in positive:
             value = getattr(self, name)
@@ -94,6 +104,18 @@ class Config:
     def replace(self, **changes: Any) -> "Config":
         """Return a copy with some settings changed."""
         return dataclasses.replace(self, **changes)
+
+    def with_absolute_paths(self) -> "Config":
+        """Return a copy that means the same from any working directory."""
+        changes = {}
+        for name in SPECS:
+            spec = parse_spec(getattr(self, name) or "none")
+            if spec.is_path:
+                path = str(Path(spec.name).expanduser().resolve())
+                changes[name] = str(Spec(path, spec.arguments))
+        if self.data_root is not None:
+            changes["data_root"] = str(Path(self.data_root).expanduser().resolve())
+        return self.replace(**changes)
 
     def to_yaml(self) -> str:
         """Return the YAML text that ``from_yaml`` reads."""

@@ -307,6 +307,8 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
         InputError: the place cannot be written.
     """
     path = Path(path)
+    if not path.name:
+        raise InputError(f"cannot write the figure {path}: Is a directory")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,16 +38,17 @@ class Pictures(NamedTuple):
 @torch.no_grad()
 def sample_prior(model: Any, num_samples: int, *, seed: int = 0) -> Pictures:
     """Draw z from the model's own prior and decode it, ``[num_samples, *event_shape]``."""
-    prior = model.prior()
     with seeded(derive_seed(seed, "sample"), _device(model)):
-        return _decode(model, prior.sample((num_samples,)))
+        p = model.decode(model.prior().sample((num_samples,)))
+        return Pictures(_mean(p, seed), p.sample())
 
 
 @torch.no_grad()
 def reconstruct(model: Any, guide: Any, x: Tensor, *, seed: int = 0) -> Pictures:
     """Draw one z ~ q(z|x) a datum and decode it, ``[B, *event_shape]``."""
     with seeded(derive_seed(seed, "reconstruct"), x.device):
-        return _decode(model, guide.posterior(x).sample())
+        p = model.decode(guide.posterior(x).sample())
+        return Pictures(_mean(p, seed), p.sample())
 
 
 @torch.no_grad()
@@ -73,6 +74,8 @@ def project(points: Tensor) -> tuple[Tensor, str, float | None]:
         return points, "posterior mean", None
     if points.shape[1] == 1:
         return torch.cat([points, torch.zeros_like(points)], dim=1), "posterior mean", None
+    if len(points) < 2:
+        raise InputError(f"principal components need at least 2 points, got {len(points)}")
     pca = PCA(n_components=2).fit(points.numpy())
     projected = torch.from_numpy(pca.transform(points.numpy()))
     method = "first two principal components of the posterior mean"
@@ -94,11 +97,10 @@ def traverse(
     mean, scale = _moments(model.prior(), seed)
     z = start.expand(len(dims), len(values), -1).clone()
     for row, dim in enumerate(dims):
-        if not -len(start) <= dim < len(start):
+        if not 0 <= dim < len(start):
             raise InputError(f"latent dimension {dim} is outside 0 … {len(start) - 1}")
         z[row, :, dim] = mean[dim] + scale[dim] * values.to(mean)
-    means: Tensor = _mean(model.decode(z))
-    return means
+    return _mean(model.decode(z), seed)
 
 
 @torch.no_grad()
@@ -116,7 +118,7 @@ def interpolate(
     ends = posterior_mean(guide, first, seed=seed), posterior_mean(guide, last, seed=seed)
     weight = torch.linspace(0, 1, num_steps).to(ends[0])[:, None]
     z = ends[0][:, None] * (1 - weight) + ends[1][:, None] * weight
-    return _mean(model.decode(z))
+    return _mean(model.decode(z), seed)
 
 
 @torch.no_grad()
@@ -135,20 +137,15 @@ def manifold(model: Any, num_steps: int = 15) -> tuple[Tensor, Tensor]:
     quantile = (torch.arange(num_steps, dtype=torch.float64) + 0.5) / num_steps
     values = torch.special.ndtri(quantile).to(mean)
     z = mean + scale * torch.cartesian_prod(values, values)
-    return _mean(model.decode(z.view(num_steps, num_steps, 2))), values
+    return _mean(model.decode(z.view(num_steps, num_steps, 2)), 0), values
 
 
-def _decode(model: Any, z: Tensor) -> Pictures:
-    p = model.decode(z)
-    return Pictures(_mean(p), p.sample())
-
-
-def _mean(p: TorchDistribution) -> Tensor:
+def _mean(p: TorchDistribution, seed: int) -> Tensor:
     """E[x], over draws where the likelihood has none (the mean may not exist either)."""
     try:
         mean: Tensor = p.mean
     except NotImplementedError:
-        mean = p.sample((100,)).mean(0)
+        mean = _draws(p, 100, seed).mean(0)
     return mean
 
 
@@ -157,9 +154,16 @@ def _moments(p: TorchDistribution, seed: int) -> tuple[Tensor, Tensor]:
     try:
         return p.mean, p.variance.sqrt()
     except NotImplementedError:
-        with seeded(derive_seed(seed, "moments")):
-            draws = p.sample((MOMENT_DRAWS,))
+        draws = _draws(p, MOMENT_DRAWS, seed)
         return draws.mean(0), draws.std(0)
+
+
+def _draws(p: TorchDistribution, count: int, seed: int) -> Tensor:
+    with seeded(0):  # one draw tells the device
+        device = p.sample().device
+    with seeded(derive_seed(seed, "moments"), device):
+        draws: Tensor = p.sample((count,))
+        return draws
 
 
 def _device(model: Any) -> torch.device:

@@ -3,6 +3,7 @@
 __all__ = ["JointOptim", "optimizer_from_spec", "schedule_from_spec"]
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -85,6 +86,8 @@ def optimizer_from_spec(text: str) -> Callable[[list[Tensor]], Optimizer]:
     spec = parse_spec(text)
     component = find("optimizer", spec)
     arguments = dict(spec.arguments)
+    if arguments.get("differentiable"):
+        raise InputError(f"optimizer {spec}: differentiable=True is for gradients through a step")
     fast = next((flag for flag in ("fused", "foreach") if flag in component.options), None)
     if fast and not {"fused", "foreach", "differentiable"} & arguments.keys():
         arguments[fast] = True
@@ -95,24 +98,43 @@ def optimizer_from_spec(text: str) -> Callable[[list[Tensor]], Optimizer]:
         except InputError as error:
             raise InputError(str(error).replace(f", {fast}=True", "")) from error
         except RuntimeError as error:  # not fused for this device or dtype
-            if fast not in arguments:
+            if arguments == spec.arguments:
                 raise InputError(f"optimizer {spec}: {error}") from error
             optimizer = component.build(spec.arguments, params=params)
+        rate = optimizer.defaults["lr"]
+        if not 0 <= rate < math.inf:
+            raise InputError(f"optimizer {spec}: lr must be 0 or more, and finite, got {rate}")
         return optimizer
 
     return factory
 
 
-def schedule_from_spec(text: str, optimizer: Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """Build a ``torch.optim.lr_scheduler``; it steps once an epoch.
+def schedule_from_spec(
+    text: str, optimizer: Optimizer, num_epochs: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Build a ``torch.optim.lr_scheduler``; it steps once an epoch, for ``num_epochs``.
+
+    Raises:
+        InputError: an unknown schedule, or arguments that fail within these epochs.
 
     Example:
         >>> adam = optimizer_from_spec("adam")([torch.zeros(1)])
-        >>> schedule_from_spec("cosine_annealing_lr(T_max=100)", adam).T_max
+        >>> schedule_from_spec("cosine_annealing_lr(T_max=100)", adam, num_epochs=5).T_max
         100
     """
     spec = parse_spec(text)
-    schedule: torch.optim.lr_scheduler.LRScheduler = find("schedule", spec).build(
+    component = find("schedule", spec)
+    try:  # a schedule reads its arguments as it steps: refuse wrong ones before training
+        rehearsal = copy.deepcopy(optimizer)
+        schedule = component.build(spec.arguments, optimizer=rehearsal)
+        rehearsal.step()
+        for _ in range(num_epochs):
+            schedule.step()
+    except (TypeError, ValueError, ArithmeticError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"schedule {spec}: {str(error).splitlines()[0]}") from error
+    final: torch.optim.lr_scheduler.LRScheduler = component.build(
         spec.arguments, optimizer=optimizer
     )
-    return schedule
+    return final

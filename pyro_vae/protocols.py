@@ -5,6 +5,7 @@ __all__ = [
     "Prior",
     "Likelihood",
     "Guide",
+    "check_model",
     "check_prior",
     "check_likelihood",
     "check_guide",
@@ -15,11 +16,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol, runtime_checkable
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.errors import InputError
+from pyro_vae.specs import parse_spec
 
 MEASURES = ("binary", "levels", "counts", "continuous")
 
@@ -42,6 +45,12 @@ class Facts:
     ordered: bool = False
     constant_dims: int = 0
     discrete: bool = False
+
+    @property
+    def has_valid_shape(self) -> bool:
+        """Whether ``event_shape`` is one to three positive sizes."""
+        sizes = self.event_shape
+        return 1 <= len(sizes) <= 3 and all(type(size) is int and size > 0 for size in sizes)
 
     @property
     def num_dims(self) -> int:
@@ -91,13 +100,26 @@ class Guide(Protocol):
         """Sample the latent sites inside ``pyro.plate("data", B, dim=-1)``."""
 
 
+def check_model(model: Any, spec: str) -> None:
+    """Refuse a model without ``prior``, ``likelihood`` or ``decode``.
+
+    Raises:
+        InputError: the missing attribute.
+    """
+    for name in ("prior", "likelihood", "decode"):
+        if not hasattr(model, name):
+            raise InputError(f"model {spec} has no attribute {name!r}")
+
+
 def check_prior(prior: Any, latent_dim: int, spec: str) -> None:
     """Refuse a prior whose ``forward()`` is not a distribution over one z.
 
     Raises:
         InputError: what it is instead.
     """
+    _check_module(prior, "prior", spec)
     p = prior()
+    _check_distribution(p, f"prior {spec}: forward()")
     got = (tuple(p.batch_shape), tuple(p.event_shape))
     if got != ((), (latent_dim,)):
         raise InputError(
@@ -112,6 +134,7 @@ def check_likelihood(likelihood: Any, facts: Facts, spec: str) -> None:
     Raises:
         InputError: the missing attribute, or expected and actual shape.
     """
+    _check_module(likelihood, "likelihood", spec)
     for name in ("params_per_dim", "support", "measure"):
         if not hasattr(likelihood, name):
             raise InputError(f"likelihood {spec} has no attribute {name!r}")
@@ -122,6 +145,7 @@ def check_likelihood(likelihood: Any, facts: Facts, spec: str) -> None:
         )
     anchor = next(likelihood.parameters(), torch.zeros(()))
     p = likelihood(anchor.new_zeros(2, *facts.event_shape, likelihood.params_per_dim))
+    _check_distribution(p, f"likelihood {spec}: forward()")
     got, expected = tuple(p.shape()), (2, *facts.event_shape)
     if got != expected:
         raise InputError(
@@ -138,6 +162,19 @@ def check_guide(guide: Any, spec: str) -> None:
     for name in ("posterior", "has_density"):
         if not hasattr(guide, name):
             raise InputError(f"guide {spec} has no attribute {name!r}")
+
+
+def _check_module(component: Any, kind: str, spec: str) -> None:
+    if not isinstance(component, nn.Module):
+        raise InputError(
+            f"{kind} {spec}: expected an nn.Module, got {type(component).__name__}; derive from it"
+        )
+
+
+def _check_distribution(p: Any, what: str) -> None:
+    if not isinstance(p, dist.Distribution):
+        kind = f"{type(p).__module__}.{type(p).__qualname__}"
+        raise InputError(f"{what} must return a distribution of pyro.distributions, got {kind}")
 
 
 _FIX = {
@@ -157,12 +194,10 @@ def check_measure(likelihood: Any, facts: Facts, likelihood_spec: str, data_spec
     Raises:
         InputError: with the data spec to use instead.
     """
-    name = data_spec.split("(")[0]
     if likelihood.measure != facts.measure:
         raise InputError(
-            f"likelihood {likelihood_spec} needs {likelihood.measure} data, "
-            f"{data_spec} is {facts.measure}; use data with {_FIX[likelihood.measure]}, such as "
-            f"'{name}({_FIX[likelihood.measure]})', or another likelihood"
+            f"likelihood {likelihood_spec} needs {likelihood.measure} data, {data_spec} is "
+            f"{facts.measure}; {_fix(likelihood, facts, data_spec)}, or use another likelihood"
         )
     if getattr(likelihood, "learns_scale", False) and not facts.dequantized:
         if facts.discrete:
@@ -177,3 +212,16 @@ def check_measure(likelihood: Any, facts: Facts, likelihood_spec: str, data_spec
                 f"{facts.num_dims} dimensions of {data_spec} are constant, so its likelihood has "
                 "no maximum; drop them, or use a fixed scale=<number>"
             )
+
+
+def _fix(likelihood: Any, facts: Facts, data_spec: str) -> str:
+    """How to get data of the likelihood's measure."""
+    wanted, spec = _FIX[likelihood.measure], parse_spec(data_spec)
+    # Reals, and data that hold only 0 and 1, have no levels to make other values from.
+    if likelihood.measure == "counts":
+        return f"give {wanted}"
+    if facts.measure == "continuous" and not facts.dequantized:
+        return f"give whole grey levels and {wanted}"
+    if facts.measure == "binary" and spec.arguments.get("binarize") == "none":
+        return f"give grey levels and {wanted}"
+    return f"use data with {wanted}, such as '{spec.name}({wanted})'"

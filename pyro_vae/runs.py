@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from pyro_vae.components import build
 from pyro_vae.config import Config, read_yaml, resolve_device
 from pyro_vae.data import DataSplits, Split, load_data
 from pyro_vae.errors import InputError
-from pyro_vae.protocols import Facts
+from pyro_vae.protocols import MEASURES, Facts
 from pyro_vae.training import Trainer
 
 # Seconds between checkpoints: any of them resumes to the same numbers.
@@ -39,8 +40,9 @@ EXTENDABLE = ("epochs", "max_steps", "patience", "device", "data_root")
 class Run:
     """A trained pair with what it was made from.
 
-    ``model`` and ``guide`` hold the weights of the best validation epoch, in
-    evaluation mode; ``data`` is loaded on first use.
+    ``model`` and ``guide`` are in evaluation mode; ``weights`` tells whether
+    they hold those of the best validation epoch or the last ones; ``data`` is
+    loaded on first use.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class Run:
     facts: Facts
     model: Any
     guide: Any
+    weights: str
 
     @cached_property
     def data(self) -> DataSplits:
@@ -98,6 +101,8 @@ def load_run(
         InputError: the folder is missing, damaged or of another configuration,
             or needs code that was not allowed.
     """
+    if weights not in ("best", "last"):
+        raise InputError(f"weights must be best or last, got {weights!r}")
     path = Path(path)
     config, facts = _read_config(path)
     _check_code(config, allow_code, path)
@@ -106,20 +111,17 @@ def load_run(
     target = resolve_device(device)
     with torch.random.fork_rng(devices=[]):
         model, guide = build_pair(config, facts)
-    if weights == "best":
-        tensors = load_weights(path / "best.safetensors")
-    else:
-        tensors = load_state(path / "last.pt")["trainer"]["weights"]
+    tensors = _load_best(path) if weights == "best" else _load_last(path)
     for name, program in (("model", model), ("guide", guide)):
         prefix = f"{name}."
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         try:
             program.load_state_dict(own)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
+        except RuntimeError as error:  # a headline, then a line a tensor
+            reason = " ".join(str(error).splitlines()[1].split())
             raise InputError(f"'{path}' holds the weights of another {name}: {reason}") from None
         program.to(target).eval().requires_grad_(False)
-    return Run(path, config, facts, model, guide)
+    return Run(path, config, facts, model, guide, weights)
 
 
 def start_run(config: Config, path: Path) -> tuple[Config, DataSplits, Trainer]:
@@ -130,11 +132,12 @@ def start_run(config: Config, path: Path) -> tuple[Config, DataSplits, Trainer]:
     Raises:
         InputError: the folder exists, or data and components do not fit.
     """
-    if path.exists():
+    if _exists(path):
         raise InputError(
             f"'{path}' exists; continue it with --resume '{path}', or give another --out"
         )
     device = config.torch_device()
+    config = config.with_absolute_paths()
     config = config.replace(code=component_hashes(config), device=str(device))
     data = load_data(config.data, config.data_root)
     config = config.replace(data=data.spec)
@@ -147,24 +150,26 @@ def start_run(config: Config, path: Path) -> tuple[Config, DataSplits, Trainer]:
     return config, data, trainer
 
 
-def resume_run(path: Path, changes: dict[str, Any]) -> tuple[Config, DataSplits, Trainer]:
+def resume_run(
+    path: Path, changes: dict[str, Any], *, allow_code: bool = False
+) -> tuple[Config, DataSplits, Trainer]:
     """Continue a run folder from its last checkpoint; ``changes`` may extend it.
 
     Raises:
         InputError: the folder is missing, damaged or of another configuration,
-            or a change would make it another run.
+            needs code that was not allowed, or a change would make it another run.
     """
     config, facts = _read_config(path)
-    changed = {k: v for k, v in changes.items() if v != getattr(config, k)}
-    for key, value in changed.items():
-        if key not in EXTENDABLE:
+    extended = config.replace(**changes).with_absolute_paths()
+    data = load_data(extended.data, extended.data_root)
+    extended = extended.replace(data=data.spec)
+    for key, value in dataclasses.asdict(config).items():
+        if key not in EXTENDABLE and getattr(extended, key) != value:
             raise InputError(
-                f"'{path}' was trained with {key}={getattr(config, key)!r}, not {value!r}; "
+                f"'{path}' was trained with {key}={value!r}, not {getattr(extended, key)!r}; "
                 "start another run with --out"
             )
-    _check_code(config, True, path)
-    extended = config.replace(**changed)
-    data = load_data(extended.data, extended.data_root)
+    _check_code(config, allow_code, path)
     if facts_of(data) != facts:
         raise InputError(f"'{path}' was trained on other data than {extended.data} is now")
     trainer = _make_trainer(extended, data)
@@ -177,10 +182,8 @@ def resume_run(path: Path, changes: dict[str, Any]) -> tuple[Config, DataSplits,
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"'{checkpoint}' is damaged or of another run: {reason}") from None
-        if trainer.progress.best_epoch:
-            load_weights(path / "best.safetensors")
     _write_rows(path, _read_rows(path / "metrics.jsonl")[: trainer.progress.epoch])
-    if changed:
+    if extended != config and not trainer.finished:
         _write_config(path, extended, facts)
     return extended, data, trainer
 
@@ -209,7 +212,7 @@ def train_run(
 
     def end_epoch(row: dict[str, Any]) -> None:
         with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(_line(row))
         if time.monotonic() - saved >= CHECKPOINT_INTERVAL:
             save()
         on_epoch(row)
@@ -291,7 +294,6 @@ def _save(path: Path, config: Config, trainer: Trainer) -> None:
     if trainer.best_weights is not None:
         metadata = {"epoch": str(trainer.progress.best_epoch)}
         save_weights(path / "best.safetensors", trainer.best_weights, metadata)
-        trainer.best_weights = None
     state = {"config": dataclasses.asdict(config), "trainer": trainer.state_dict()}
     save_state(path / "last.pt", state)
 
@@ -309,20 +311,30 @@ def _read_config(path: Path) -> tuple[Config, Facts]:
     if not file.is_file():
         raise InputError(f"'{path}' is not a run: it has no config.yaml")
     mapping = read_yaml(file)
+    if "facts" not in mapping:
+        raise InputError(f"'{file}' is not a run's: it lacks the line 'facts: …'")
+    facts = mapping.pop("facts")
     try:
-        facts = mapping.pop("facts")
-        facts["event_shape"] = tuple(facts["event_shape"])
-        return Config.from_mapping(mapping, str(file)), Facts(**facts)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"'{file}' is damaged: {error}") from None
+        config = Config.from_mapping(mapping, "unknown setting")
+    except InputError as error:
+        raise InputError(f"'{file}': {error}") from None
+    try:
+        facts = Facts(**{**facts, "event_shape": tuple(facts["event_shape"])})
+    except (KeyError, TypeError):
+        facts = None
+    if facts is None or facts.measure not in MEASURES or not facts.has_valid_shape:
+        raise InputError(f"'{file}' is damaged: its facts do not describe data")
+    return config, facts
 
 
 def _check_code(config: Config, allow_code: bool, path: Path) -> None:
-    if config.code and not allow_code:
-        files = ", ".join(config.code)
+    """What the specs name counts, not what ``code`` lists: an edited list opens no door."""
+    hashes = component_hashes(config)
+    if hashes and not allow_code:
+        files = ", ".join(f"'{file}'" for file in hashes)
         raise InputError(f"'{path}' needs code from {files}; read it, then give --allow-code")
-    for file, recorded in config.code.items():
-        if component_hashes(config).get(file) != recorded:
+    for file, found in hashes.items():
+        if config.code.get(file) != found:
             raise InputError(f"'{file}' is not the file that '{path}' was trained with")
 
 
@@ -342,7 +354,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     """Read whole lines; a line cut short by a crash ends the file."""
     rows = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:
@@ -351,5 +363,33 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(row) + "\n" for row in rows)
+    text = "".join(map(_line, rows))
     write_atomically(path / "metrics.jsonl", lambda file: file.write(text.encode()))
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A row as JSON, which has no NaN: a standard error of one datum is null."""
+    finite = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _load_best(path: Path) -> dict[str, Tensor]:
+    file = path / "best.safetensors"
+    if not file.exists() and (path / "last.pt").exists():
+        raise InputError(f"'{path}' has no complete epoch yet; go on with --resume '{path}'")
+    return load_weights(file)
+
+
+def _load_last(path: Path) -> dict[str, Tensor]:
+    try:
+        weights: dict[str, Tensor] = load_state(path / "last.pt")["trainer"]["weights"]
+    except (KeyError, TypeError):
+        raise InputError(f"'{path}/last.pt' is not a checkpoint of a run") from None
+    return weights
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise InputError(f"cannot make the folder '{path}': {error.strerror}") from None

@@ -34,7 +34,7 @@ REFRESH_INTERVAL = 0.1  # seconds between updates of the bar
 
 TITLES = {
     "elbo": "ELBO",
-    "reconstruction": "  reconstruction, E_q log p(x|z)",
+    "reconstruction": "  E_q log p(x|z)",
     "kl": "  KL(q(z|x) ‖ p(z))",
     "log_likelihood": "log p(x)",
     "bits_per_dim": "bits/dim",
@@ -74,7 +74,8 @@ class TrainingDisplay:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
+        if self.console.is_terminal:
+            self.bar.stop()
 
     def on_step(self, trainer: Trainer) -> None:
         """Move the bar, ten times a second at most."""
@@ -91,10 +92,11 @@ class TrainingDisplay:
             return
         if now - self.last_line >= LINE_INTERVAL or self.trainer.finished:
             self.last_line = now
+            error = row["valid_elbo_standard_error"]
             self.console.print(
                 f"epoch {row['epoch']}/{self.trainer.epochs}  step {row['step']}  "
-                f"ELBO {row['elbo']:.2f}  valid {row['valid_elbo']:.2f} "
-                f"± {row['valid_elbo_standard_error']:.2f}  β {row['beta']:.2f}  "
+                f"ELBO {row['elbo']:.2f}  valid {row['valid_elbo']:.2f}"
+                f"{'' if math.isnan(error) else f' ± {error:.2f}'}  β {row['beta']:.2f}  "
                 f"{self._rate():,.0f} data/s" + ("  best" if row["best"] else ""),
                 highlight=False,
                 soft_wrap=True,
@@ -118,9 +120,9 @@ class TrainingDisplay:
         }
 
 
-def evaluation_table(evaluation: Evaluation, title: str) -> Table:
+def evaluation_table(evaluation: Evaluation) -> Table:
     """Lay an evaluation out: each value with its errors apart."""
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(header_style="bold")
     table.add_column("")
     for heading in ("estimate", "± draws", "± data", "bias"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -112,6 +112,7 @@ class Trainer:
         self.progress = Progress()
         self.best_weights: dict[str, Tensor] | None = None
         self._running = False
+        self._cut: dict[str, Any] | None = None
         self._validated: set[torch.Size] = set()
         self.modules = [p for p in (model, guide) if isinstance(p, nn.Module)]
         for module in self.modules:
@@ -124,7 +125,9 @@ class Trainer:
             parameters = self._first_run()
             self._state = _get_random_state(self.device)
         self.optim = JointOptim(parameters, optimizer_from_spec(optimizer), clip_norm)
-        self.schedule = schedule_from_spec(schedule, self.optim.optimizer) if schedule else None
+        self.schedule = (
+            schedule_from_spec(schedule, self.optim.optimizer, epochs) if schedule else None
+        )
         annealed = beta != 1.0 or warm_up > 0
         scale = Beta(self._beta) if annealed else lambda program: program
         self.svi = SVI(scale(model), scale(guide), self.optim, objective)
@@ -165,6 +168,8 @@ class Trainer:
                 while not self.finished:
                     if not self._epoch(on_step, stop):
                         return False
+                    if self._out_of_steps and self.progress.batch < self.steps_per_epoch:
+                        self._cut = self.state_dict()
                     on_epoch(self._end_of_epoch())
             finally:
                 self._state = _get_random_state(self.device)
@@ -172,10 +177,15 @@ class Trainer:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that ``load_state_dict`` needs to continue bit for bit."""
-        return {
+        """Return all that ``load_state_dict`` needs to continue bit for bit.
+
+        Where ``max_steps`` cut an epoch short, the state is the one before that
+        epoch was closed: with more steps it goes on as if never cut.
+        """
+        return self._cut or {
             "progress": dataclasses.asdict(self.progress),
             "weights": self.weights(),
+            "best_weights": self.best_weights,
             "optimizer": self.optim.get_state(),
             "schedule": self.schedule.state_dict() if self.schedule else None,
             "random_state": _get_random_state(self.device) if self._running else self._state,
@@ -185,6 +195,7 @@ class Trainer:
         """Continue from a state; the next step is the one that would have followed."""
         self.progress = Progress(**state["progress"])
         self._load_weights(state["weights"])
+        self.best_weights = state["best_weights"]
         self.optim.set_state(state["optimizer"])
         if self.schedule:
             self.schedule.load_state_dict(state["schedule"])
