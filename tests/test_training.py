@@ -14,6 +14,7 @@ from torch import nn
 from pyro_vae.assembly import build_pair
 from pyro_vae.config import Config
 from pyro_vae.data import load_data
+from pyro_vae.errors import InputError
 from pyro_vae.objectives.trace import Trace
 from pyro_vae.runs import facts_of
 from pyro_vae.training import Trainer, TrainingError
@@ -237,6 +238,27 @@ def test_max_steps_ends_in_the_middle_of_an_epoch(digits):
     assert [row["step"] for row in rows] == [6, 8]
 
 
+def test_more_steps_go_on_as_if_never_cut(digits):
+    """Stopped by max_steps inside the second epoch, then given two epochs more."""
+    whole = make_trainer(digits, epochs=4, max_steps=20)
+    expected, _ = fit(whole)
+    cut = make_trainer(digits, epochs=4, max_steps=8)
+    rows, _ = fit(cut)
+    assert [row["step"] for row in rows] == [6, 8]
+    resumed = make_trainer(digits, epochs=4, max_steps=20)
+    resumed.load_state_dict(cut.state_dict())
+    assert resumed.progress.epoch == 1
+    more, _ = fit(resumed)
+    assert without_clock(rows[:1] + more) == without_clock(expected)
+    assert same(resumed.weights(), whole.weights())
+    assert same(resumed.best_weights, whole.best_weights)
+
+
+def test_a_schedule_that_runs_out_is_refused_before_training(digits):
+    with pytest.raises(InputError, match="schedule one_cycle_lr"):
+        make_trainer(digits, epochs=5, schedule="one_cycle_lr(max_lr=0.1, total_steps=3)")
+
+
 def test_patience_counts_from_the_end_of_the_warm_up(digits):
     """Nothing improves at a learning rate of 0: the first epoch stays the best."""
     options = {"epochs": 50, "optimizer": "sgd(lr=0)"}
@@ -330,8 +352,6 @@ def test_a_gradient_that_is_not_finite_changes_nothing(digits):
 
 
 def test_a_program_without_parameters_is_refused(digits):
-    from pyro_vae.errors import InputError
-
     def program(x):
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", dist.Normal(0.0, 1.0))

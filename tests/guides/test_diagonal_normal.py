@@ -7,9 +7,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro_vae.guides.diagonal_normal import DiagonalNormal
 from torch import nn
 
-from pyro_vae.guides.diagonal_normal import DiagonalNormal
 from pyro_vae.networks import Encoder, mlp
 
 
@@ -85,7 +85,9 @@ def test_gradients_match_finite_differences():
                 weight[index] += sign * step
                 values.append(float(guide.posterior(X).log_prob(z).sum()))
                 weight[index] -= sign * step
-        assert float(gradient[index]) == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5)
+        assert float(gradient[index]) == pytest.approx(
+            (values[0] - values[1]) / (2 * step), rel=1e-5
+        )
 
 
 def test_scale_is_positive_and_finite_for_any_encoder_output():

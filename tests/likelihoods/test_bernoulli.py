@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-
 from pyro_vae.models.likelihoods.bernoulli import Bernoulli
 
 

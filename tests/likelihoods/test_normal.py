@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from pyro_vae.models.likelihoods.normal import Normal
 
 from pyro_vae.errors import InputError
-from pyro_vae.models.likelihoods.normal import Normal
 
 MODES = [0.3, "learned", "per_pixel"]
 

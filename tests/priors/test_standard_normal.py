@@ -3,7 +3,6 @@
 import math
 
 import torch
-
 from pyro_vae.models.priors.standard_normal import StandardNormal
 
 

@@ -1,0 +1,252 @@
+"""The contract, held against every component that discovery finds."""
+
+from dataclasses import dataclass
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from pyro.poutine.util import prune_subsample_sites
+
+from pyro_vae.assembly import build_pair
+from pyro_vae.checkpoint import load_weights, save_weights
+from pyro_vae.components import PACKAGES, build, find, names
+from pyro_vae.config import Config
+from pyro_vae.log_weights import log_weight_terms
+from pyro_vae.protocols import Facts, Guide, Likelihood, Prior
+from pyro_vae.specs import parse_spec
+
+EVENT = (4, 4)
+FACTS = {
+    "binary": Facts(EVENT, "binary"),
+    "levels": Facts(EVENT, "levels", num_levels=16),
+    "counts": Facts(EVENT, "counts"),
+    "continuous": Facts(EVENT, "continuous", num_levels=16, dequantized=True),
+}
+DATA = {"binary": "digits", "levels": "digits(values=levels)", "counts": "counts",
+        "continuous": "digits(values=continuous)"}  # fmt: skip
+
+# Spec variants beside each component's defaults.
+VARIANTS = {"normal": ["normal(scale=0.5)", "normal(scale=per_pixel)"]}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One choice of prior, likelihood, guide and network, as a config and its data."""
+
+    prior: str = "standard_normal"
+    likelihood: str = "bernoulli"
+    guide: str = "diagonal_normal"
+    encoder: str = "mlp(hidden=(8,))"
+
+    def __str__(self) -> str:
+        return "-".join((self.prior, self.likelihood, self.guide, self.encoder))
+
+    @property
+    def measure(self) -> str:
+        spec = parse_spec(self.likelihood)
+        return find("likelihood", spec).constructor.measure
+
+    def config(self, dtype: str) -> Config:
+        return Config(
+            data=DATA[self.measure], prior=self.prior, likelihood=self.likelihood,
+            guide=self.guide, encoder=self.encoder, latent_dim=3, dtype=dtype,
+        )  # fmt: skip
+
+    def pair(self, dtype: str = "float64", seed: int = 0):
+        torch.manual_seed(seed)
+        mean = torch.full(EVENT, 0.4)
+        return build_pair(self.config(dtype), FACTS[self.measure], mean)
+
+    def data(self, dtype: str = "float64", size: int = 5) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(1)
+        u = torch.rand(size, *EVENT, generator=generator, dtype=getattr(torch, dtype))
+        return {
+            "binary": (u < 0.4).to(u), "levels": (u * 16).floor(), "counts": (u * 9).floor(),
+            "continuous": u * 0.98 + 0.01,
+        }[self.measure]  # fmt: skip
+
+
+def cases() -> list[Case]:
+    found = []
+    for kind in ("prior", "likelihood", "guide"):
+        for name in names(kind):
+            found += [Case(**{kind: spec}) for spec in (name, *VARIANTS.get(name, ()))]
+    networks = ("mlp(hidden=(8, 6))", "gated_mlp(hidden=(8,))", "conv(channels=(4, 5), hidden=6)")
+    return list(dict.fromkeys([*found, *(Case(encoder=network) for network in networks)]))
+
+
+every_case = pytest.mark.parametrize("case", cases(), ids=str)
+
+
+@every_case
+def test_offers_what_the_protocols_ask(case):
+    model, guide = case.pair()
+    assert isinstance(model.prior, Prior)
+    assert isinstance(model.likelihood, Likelihood)
+    assert isinstance(guide, Guide)
+    assert (model._pyro_name, guide._pyro_name) == ("model", "guide")
+
+
+@every_case
+def test_broadcasts_under_plates_to_the_left(case):
+    """[7, 6] particles of 5 data, the encoder run once."""
+    model, guide = case.pair()
+    x = case.data()
+    runs = []
+    guide.encoder.register_forward_hook(lambda module, args, out: runs.append(args[0].shape[0]))
+
+    def under_plates(program):
+        def run(x):
+            with pyro.plate("outer", 7, dim=-3), pyro.plate("particles", 6, dim=-2):
+                program(x)
+
+        return run
+
+    guide_trace = poutine.trace(under_plates(guide)).get_trace(x)
+    replayed = poutine.replay(under_plates(model), trace=guide_trace)
+    model_trace = poutine.trace(replayed).get_trace(x)
+    guide_trace, model_trace = map(prune_subsample_sites, (guide_trace, model_trace))
+    for trace in (guide_trace, model_trace):
+        trace.compute_log_prob()
+        for name in trace.stochastic_nodes + trace.observation_nodes:
+            site = trace.nodes[name]
+            frames = {f.name: f.dim for f in site["cond_indep_stack"]}
+            assert frames["data"] == -1
+            assert site["log_prob"].shape == (7, 6, 5)
+            if not site["is_observed"]:
+                assert site["value"].shape[:3] == (7, 6, 5)
+    assert model_trace.observation_nodes == ["x"]
+    assert runs == [5]
+
+
+@every_case
+def test_gradients_reach_every_parameter(case):
+    model, guide = case.pair()
+    torch.manual_seed(2)
+    loss = build("objective", "trace").differentiable_loss(model, guide, case.data())
+    named = [*model.named_parameters(), *guide.named_parameters()]
+    gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    for (name, _), gradient in zip(named, gradients, strict=True):
+        assert gradient is not None, name
+        assert torch.isfinite(gradient).all(), name
+        assert (gradient != 0).any(), name
+
+
+@every_case
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_dtype_is_kept_throughout(case, dtype):
+    model, guide = case.pair(dtype)
+    expected = getattr(torch, dtype)
+    for term in log_weight_terms(model, guide, case.data(dtype), 3):
+        assert term.dtype == expected
+        assert torch.isfinite(term).all()
+    assert model.decode(model.prior().sample((2,))).sample().dtype == expected
+
+
+@every_case
+def test_save_and_load_keep_the_numbers(case, tmp_path):
+    pair, other = case.pair(seed=0), case.pair(seed=1)
+    x = case.data()
+    for name, saved, loaded in zip(("model", "guide"), pair, other, strict=True):
+        save_weights(tmp_path / name, saved.state_dict(), {})
+        loaded.load_state_dict(load_weights(tmp_path / name))
+    values = []
+    for model, guide in (pair, other):
+        torch.manual_seed(3)
+        values.append(log_weight_terms(model, guide, x, 4))
+    for a, b in zip(*values, strict=True):
+        assert torch.equal(a, b)
+
+
+@every_case
+def test_a_seed_decides_weights_and_draws(case):
+    def run(seed):
+        model, guide = case.pair(seed=seed)
+        torch.manual_seed(seed)
+        return log_weight_terms(model, guide, case.data(), 4).log_weight
+
+    assert torch.equal(run(0), run(0))
+    assert not torch.equal(run(0), run(1))
+
+
+@every_case
+def test_a_datum_does_not_depend_on_its_neighbours(case):
+    """The same z weighs the same alone and in a batch."""
+    model, guide = case.pair()
+    model.eval(), guide.eval()
+    x = case.data()
+    whole, alone = guide.posterior(x), guide.posterior(x[2:3])
+    z = whole.sample()
+    torch.testing.assert_close(whole.log_prob(z)[2:3], alone.log_prob(z[2:3]))
+    p = model.decode(z)
+    torch.testing.assert_close(p.log_prob(x)[2:3], model.decode(z[2:3]).log_prob(x[2:3]))
+
+
+@every_case
+def test_stays_finite_in_float32_at_large_decoder_outputs(case):
+    model, _ = case.pair("float32")
+    x = case.data("float32")
+    for output in (-1e4, 1e4):
+        params = torch.full((5, *EVENT, model.likelihood.params_per_dim), output).requires_grad_()
+        log_prob = model.likelihood(params).log_prob(x)
+        assert torch.isfinite(log_prob).all()
+        (gradient,) = torch.autograd.grad(log_prob.sum(), params)
+        assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", names("prior"))
+def test_prior_samples_have_the_priors_shape(name):
+    prior = Case(prior=name).pair()[0].prior
+    assert prior().sample((6,)).shape == (6, 3)
+    assert prior().log_prob(prior().sample((6, 2))).shape == (6, 2)
+
+
+@pytest.mark.parametrize("name", names("objective"))
+def test_objectives_work_in_a_users_own_svi(name):
+    """loss, differentiable_loss and loss_and_grads; modules and a pyro.optim optimizer."""
+    model, guide = Case().pair()
+    objective = build("objective", name)
+    assert isinstance(objective, ELBO)
+    x = Case().data()
+    torch.manual_seed(0)
+    loss = objective.loss(model, guide, x)
+    torch.manual_seed(0)
+    assert float(objective.differentiable_loss(model, guide, x).detach()) == pytest.approx(loss)
+    torch.manual_seed(0)
+    assert objective.loss_and_grads(model, guide, x) == pytest.approx(loss)
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), objective)
+    before = [p.detach().clone() for p in guide.parameters()]
+    svi.step(x)
+    after = list(guide.parameters())
+    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("kind", [*PACKAGES, "network"])
+def test_every_component_is_described(kind):
+    for name in names(kind):
+        component = find(kind, name)
+        assert component.summary.endswith(".") or ":" in component.summary
+        assert all(default is not ... for default in component.options.values())
+
+
+@pytest.mark.parametrize("kind", PACKAGES)
+def test_every_component_has_a_test_file(kind, request):
+    folder = PACKAGES[kind].removeprefix("pyro_vae.").replace("models.", "")
+    tests = request.config.rootpath / "tests" / folder
+    for name in names(kind):
+        assert (tests / f"test_{name}.py").is_file(), f"{kind} {name} has no test file"
+
+
+@pytest.mark.parametrize("network", names("network"))
+def test_output_bias_starts_the_decoder_at_the_data_mean(network):
+    spec = {"conv": "conv(channels=(4,))"}.get(network, network)
+    config = Case(encoder=spec).config("float64").replace(model="vae(output_bias=data_mean)")
+    mean = torch.full(EVENT, 0.2)
+    model, _ = build_pair(config, FACTS["binary"], mean)
+    for parameter in model.decoder.body[-1].parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.zeros_(parameter)
+    pixels = model.decode(torch.randn(3, 3, dtype=torch.float64)).mean
+    torch.testing.assert_close(pixels, torch.full((3, *EVENT), 0.2, dtype=torch.float64))

@@ -1,0 +1,197 @@
+"""Wrong constants, planted one at a time in a copy of the code: a named test must notice each.
+
+Slow, for each runs that test in a process of its own: ``make slow ARGS="-k planted"``.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+class Defect(NamedTuple):
+    """``right`` replaced by ``wrong`` in ``file``; ``test`` fails."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    test: str
+
+
+IMPORTANCE = "pyro_vae/evaluation/importance.py"
+NORMAL = "models/likelihoods/normal.py"
+NORMAL_RETURN = "return dist.Normal(loc, scale, validate_args=False)"
+
+DEFECTS = [
+    Defect(
+        "a missing ½ in the log-density of the normal",
+        NORMAL,
+        NORMAL_RETURN,
+        "wrong = dist.Normal(loc, scale, validate_args=False)\n"
+        "        wrong.log_prob = lambda x: -(((x - loc) / scale) ** 2) - scale.log()"
+        " - 0.5 * math.log(2 * math.pi)\n"
+        "        return wrong",
+        "tests/likelihoods/test_normal.py::test_integrates_to_one",
+    ),
+    Defect(
+        "a dropped log 2π",
+        NORMAL,
+        NORMAL_RETURN,
+        "wrong = dist.Normal(loc, scale, validate_args=False)\n"
+        "        wrong.log_prob = lambda x: -0.5 * ((x - loc) / scale) ** 2 - scale.log()\n"
+        "        return wrong",
+        "tests/likelihoods/test_normal.py::test_integrates_to_one",
+    ),
+    Defect(
+        "a variance for a scale",
+        NORMAL,
+        "params.new_tensor(self.scale)",
+        "params.new_tensor(self.scale**2)",
+        "tests/likelihoods/test_normal.py::test_a_number_is_the_standard_deviation",
+    ),
+    Defect(
+        "a prior twice as wide",
+        "models/priors/standard_normal.py",
+        "torch.ones(latent_dim)",
+        "torch.full((latent_dim,), 2.0)",
+        "tests/priors/test_standard_normal.py::test_moments_of_samples",
+    ),
+    Defect(
+        "a missing ½ in the bias of log p̂",
+        IMPORTANCE,
+        "-error.square() / 2",
+        "-error.square()",
+        "tests/evaluation/test_importance.py::test_standard_error_and_bias_are_right",
+    ),
+    Defect(
+        "a standard deviation for a standard error",
+        IMPORTANCE,
+        "(self.sum_squares / (self.count - 1) / self.count).sqrt()",
+        "(self.sum_squares / (self.count - 1)).sqrt()",
+        "tests/evaluation/test_importance.py::test_elbo_and_its_terms_are_the_exact_ones",
+    ),
+    Defect(
+        "whole blocks drawn where K asks for less",
+        IMPORTANCE,
+        "min(SAMPLE_BLOCK, num_samples - sample_start)",
+        "SAMPLE_BLOCK",
+        "tests/evaluation/test_importance.py::test_draws_exactly_k_samples_and_encodes_once_a_block",
+    ),
+    Defect(
+        "divided by another K than was drawn",
+        IMPORTANCE,
+        "self.log_sum - math.log(num_samples)",
+        "self.log_sum - math.log(num_samples + 1)",
+        "tests/evaluation/test_importance.py::test_exact_posterior_has_no_error",
+    ),
+    Defect(
+        "the same noise in every block of data",
+        IMPORTANCE,
+        'derive_seed(seed, "importance", i, j)',
+        'derive_seed(seed, "importance", j)',
+        "tests/evaluation/test_importance.py::test_noise_differs_between_blocks",
+    ),
+    Defect(
+        "the ELBO reported as the IWAE bound",
+        IMPORTANCE,
+        "columns = [self.log_sum - math.log(num_samples),",
+        "columns = [self.elbo.mean,",
+        "tests/evaluation/test_importance.py::test_mean_weight_is_the_evidence",
+    ),
+    Defect(
+        "a mean for a sum over sites",
+        "pyro_vae/log_weights.py",
+        "total = total + log_prob",
+        "total = total + log_prob / len(sites)",
+        "tests/test_log_weights.py::test_two_latent_sites",
+    ),
+    Defect(
+        "a plate's scale inside the weight",
+        "pyro_vae/log_weights.py",
+        'scale_and_mask(log_prob, 1.0, site["mask"])',
+        'scale_and_mask(log_prob, site["scale"], site["mask"])',
+        "tests/test_log_weights.py::test_scales_do_not_enter",
+    ),
+    Defect(
+        "a mean of batch means",
+        "pyro_vae/training.py",
+        "progress.loss_sum += loss\n        progress.count += x.shape[0]",
+        "progress.loss_sum += loss / x.shape[0]\n        progress.count += 1",
+        "tests/test_training.py::test_the_training_bound_is_the_mean_over_data_not_over_batches",
+    ),
+    Defect(
+        "β on the likelihood too",
+        "pyro_vae/annealing.py",
+        'if not msg["is_observed"] and not',
+        "if not",
+        "tests/test_annealing.py::test_value_is_the_beta_elbo",
+    ),
+    Defect(
+        "a sum over particles for their mean",
+        "pyro_vae/objectives/trace.py",
+        "num_particles=num_particles,\n",
+        "num_particles=num_particles,\n        )\n        self.loss = lambda *args: num_particles"
+        " * Trace_ELBO.loss(self, *args)\n        dict(\n",
+        "tests/objectives/test_trace.py::test_mean_is_the_exact_elbo",
+    ),
+    Defect(
+        "a Jacobian with the wrong sign",
+        "pyro_vae/evaluation/scores.py",
+        "log_px.value - jacobian",
+        "log_px.value + jacobian",
+        "tests/evaluation/test_scores.py::test_bits_per_dim_of_log_p_zero",
+    ),
+    Defect(
+        "video frames taken as independent",
+        "pyro_vae/evaluation/scores.py",
+        "if ordered:",
+        "if False:",
+        "tests/evaluation/test_scores.py::test_ordered_data_have_the_larger_error_they_deserve",
+    ),
+    Defect(
+        "levels divided by n for a probability, not by n − 1",
+        "pyro_vae/data/values.py",
+        "return self.num_levels - 1",
+        "return self.num_levels",
+        "tests/data/test_values.py",
+    ),
+    Defect(
+        "a gradient clipped parameter by parameter",
+        "pyro_vae/optim.py",
+        "clip_grads_with_norm_(list(leaves), self.clip_norm, norm)",
+        "[clip_grads_with_norm_([p], self.clip_norm, p.grad.norm()) for p in leaves]",
+        "tests/test_training.py::test_clipping_bounds_the_joint_norm",
+    ),
+]
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda d: d.name)
+def test_the_code_is_as_the_list_says(defect):
+    """Fast: each right line stands in its file exactly once, and its test exists."""
+    assert (ROOT / defect.file).read_text(encoding="utf-8").count(defect.right) == 1
+    path, _, name = defect.test.partition("::")
+    assert f"def {name}" in (ROOT / path).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda d: d.name)
+def test_a_planted_defect_is_noticed(defect, tmp_path):
+    copy = tmp_path / "copy"
+    ignored = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, copy, ignore=ignored)
+    assert _run(copy, defect.test) == 0, "the test fails without the defect"
+    file = copy / defect.file
+    text = file.read_text(encoding="utf-8").replace(defect.right, defect.wrong)
+    file.write_text(text, encoding="utf-8")
+    assert _run(copy, defect.test) == 1, f"{defect.test} does not notice {defect.name}"
+
+
+def _run(copy: Path, test: str) -> int:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
+    return subprocess.run(command, cwd=copy, capture_output=True, check=False).returncode
