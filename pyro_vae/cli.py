@@ -8,21 +8,20 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 import pyro_vae
-from pyro_vae import figures, generation
+from pyro_vae import gallery
 from pyro_vae.checkpoint import write_atomically
 from pyro_vae.components import find, names
 from pyro_vae.config import Config, read_yaml
 from pyro_vae.data import describe_data
 from pyro_vae.errors import InputError, suggest
 from pyro_vae.evaluation import Evaluation, evaluate
-from pyro_vae.runs import Run, load_run, resume_run, start_run, train_run
+from pyro_vae.run_training import resume_run, start_run, train_run
+from pyro_vae.runs import Run, load_run, read_rows
 from pyro_vae.terminal import TrainingDisplay, counting, evaluation_table, graceful_stop
 from pyro_vae.training import Trainer
 
@@ -216,7 +215,7 @@ def sample(
 ) -> None:
     """Draw from the prior: the decoder's means beside draws of data from them."""
     loaded = load_run(run, allow_code=allow_code, device=device)
-    _say(_draw_samples(loaded, num_samples, seed, out))
+    _say(gallery.draw_samples(loaded, num_samples, seed, out))
 
 
 @app.command(rich_help_panel="Draw")
@@ -232,7 +231,7 @@ def reconstruct(
 ) -> None:
     """Draw data above their reconstructions from one z ~ q(z|x)."""
     loaded = load_run(run, allow_code=allow_code, device=device, data_root=data_root)
-    _say(_draw_reconstructions(loaded, split, count, seed, out))
+    _say(gallery.draw_reconstructions(loaded, split, count, seed, out))
 
 
 @app.command(rich_help_panel="Draw")
@@ -259,7 +258,7 @@ def traverse(
     """Draw what the decoder makes of each latent dimension moved alone."""
     loaded = load_run(run, allow_code=allow_code, device=device, data_root=data_root)
     chosen = _whole_numbers(dims) if dims is not None else None
-    _say(_draw_traversals(loaded, split, chosen, steps, span, datum, seed, out))
+    _say(gallery.draw_traversals(loaded, split, chosen, steps, span, datum, seed, out))
 
 
 @app.command(rich_help_panel="Draw")
@@ -276,7 +275,7 @@ def interpolate(
 ) -> None:
     """Draw the decoded line between the posterior means of two data."""
     loaded = load_run(run, allow_code=allow_code, device=device, data_root=data_root)
-    _say(_draw_interpolation(loaded, split, count, steps, seed, out))
+    _say(gallery.draw_interpolation(loaded, split, count, steps, seed, out))
 
 
 @app.command(rich_help_panel="Draw")
@@ -292,9 +291,9 @@ def embed(
 ) -> None:
     """Draw the latent map, coloured by label; for two latents the decoder's manifold too."""
     loaded = load_run(run, allow_code=allow_code, device=device, data_root=data_root)
-    _say(_draw_embedding(loaded, split, count, seed, out))
+    _say(gallery.draw_embedding(loaded, split, count, seed, out))
     if loaded.config.latent_dim == 2 and out is None:
-        _say(_draw_manifold(loaded))
+        _say(gallery.draw_manifold(loaded))
 
 
 @app.command("list")
@@ -333,8 +332,9 @@ def demo(
     """
     folder = out or _next_folder(Path("runs"), "demo")
     settings = Config(
-        data="digits", latent_dim=8, encoder="mlp(hidden=(256, 256))", batch_size=64,
-        warm_up=20, epochs=epochs, patience=60, seed=seed, device="cpu",
+        data="digits(values=continuous)", likelihood="normal(scale=learned)", latent_dim=8,
+        encoder="mlp(hidden=(256, 256))", batch_size=64, warm_up=20, epochs=epochs, patience=60,
+        seed=seed, device="cpu",
     )  # fmt: skip
     pictures: list[Path] = []
     for dims in (8, 2):
@@ -344,7 +344,7 @@ def demo(
         _train(path, config, trainer, tensorboard=False)
         run = load_run(path)
         _evaluate(run, "test", num_samples, seed=seed)
-        pictures += [path / "figures" / "training.png", *_draw_all(run, seed)]
+        pictures += [path / "figures" / "training.png", *gallery.draw_all(run, seed=seed)]
     console.print("\nThe pictures:")
     for picture in pictures:
         console.print(f"  {picture}", soft_wrap=True)
@@ -378,8 +378,7 @@ def _train(path: Path, config: Config, trainer: Trainer, tensorboard: bool) -> N
             soft_wrap=True,
         )
         raise typer.Exit(130)
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    figures.save(figures.training_curves(rows), path / "figures" / "training.png")
+    gallery.draw_training(path, read_rows(path / "metrics.jsonl"))
     console.print(
         f"{path}: {progress.epoch} epochs, {progress.step} steps, {progress.seconds:.0f} s; "
         f"best validation ELBO {progress.best_bound:.2f} nats/datum at epoch {progress.best_epoch}",
@@ -455,111 +454,6 @@ def _record(path: Path, entries: list[dict[str, Any]], evaluation: Evaluation) -
             f"{evaluation.protocol['dtype']}; nothing was recorded"
         ) from None
     write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def _draw_all(run: Run, seed: int) -> list[Path]:
-    paths = [
-        _draw_samples(run, 64, seed),
-        _draw_reconstructions(run, "test", 12, seed),
-        _draw_traversals(run, "test", None, 11, 3.0, None, seed),
-        _draw_interpolation(run, "test", 6, 9, seed),
-        _draw_embedding(run, "test", 5000, seed),
-    ]
-    return [*paths, _draw_manifold(run)] if run.config.latent_dim == 2 else paths
-
-
-def _draw_samples(run: Run, num_samples: int, seed: int, out: Path | None = None) -> Path:
-    pictures = generation.sample_prior(run.model, num_samples, seed=seed)
-    low, high = _display_range(run, pictures.means)
-    figure = figures.prior_samples(*_on_cpu(*pictures), vmin=low, vmax=high)
-    return figures.save(figure, out or run.path / "figures" / "samples.png")
-
-
-def _draw_reconstructions(
-    run: Run, split: str, count: int, seed: int, out: Path | None = None
-) -> Path:
-    x = _some_data(run, split, count, seed)[0]
-    pictures = generation.reconstruct(run.model, run.guide, x, seed=seed)
-    low, high = _display_range(run, x)
-    figure = figures.reconstructions(*_on_cpu(x, *pictures), vmin=low, vmax=high)
-    return figures.save(figure, out or run.path / "figures" / "reconstructions.png")
-
-
-def _draw_traversals(
-    run: Run,
-    split: str,
-    dims: list[int] | None,
-    steps: int,
-    span: float,
-    datum: int | None,
-    seed: int,
-    out: Path | None = None,
-) -> Path:
-    x = _some_data(run, split, 1000, seed)[0]
-    means = generation.posterior_mean(run.guide, x)
-    if datum is not None:
-        scored = run.data.split(split).scored(slice(datum, datum + 1))
-        if len(scored) == 0:
-            raise InputError(f"the {split} split has no datum {datum}")
-        start = generation.posterior_mean(run.guide, run.to_device(scored))[0]
-    else:
-        start = generation.prior_mean(run.model)
-    if dims is None:  # Var_x E_q[z_d|x], the activity of Burda et al. (2016)
-        dims = means.var(dim=0, correction=0).argsort(descending=True)[:10].sort().values.tolist()
-    values = torch.linspace(-span, span, steps)
-    images = generation.traverse(run.model, start, dims, values)
-    low, high = _display_range(run, images)
-    figure = figures.traversals(images.cpu(), values, dims=dims, vmin=low, vmax=high)
-    return figures.save(figure, out or run.path / "figures" / "traversals.png")
-
-
-def _draw_interpolation(
-    run: Run, split: str, count: int, steps: int, seed: int, out: Path | None = None
-) -> Path:
-    x = _some_data(run, split, 2 * count, seed)[0]
-    if len(x) < 2:
-        raise InputError(f"the {split} split has one datum; an interpolation needs two")
-    count = len(x) // 2
-    first, last = x[:count], x[count : 2 * count]
-    images = generation.interpolate(run.model, run.guide, first, last, steps, seed=seed)
-    low, high = _display_range(run, x)
-    ends = torch.stack([first, last], dim=1)
-    figure = figures.interpolation(images.cpu(), ends=ends.cpu(), vmin=low, vmax=high)
-    return figures.save(figure, out or run.path / "figures" / "interpolation.png")
-
-
-def _draw_embedding(run: Run, split: str, count: int, seed: int, out: Path | None = None) -> Path:
-    x, labels = _some_data(run, split, count, seed)
-    points = generation.posterior_mean(run.guide, x, seed=seed).cpu()
-    points, method, explained = generation.project(points)
-    figure = figures.latent_scatter(points, labels, method=method, explained=explained)
-    return figures.save(figure, out or run.path / "figures" / "latent.png")
-
-
-def _draw_manifold(run: Run, out: Path | None = None) -> Path:
-    images, values = generation.manifold(run.model)
-    low, high = _display_range(run, images)
-    figure = figures.manifold(*_on_cpu(images, values), vmin=low, vmax=high)
-    return figures.save(figure, out or run.path / "figures" / "manifold.png")
-
-
-def _some_data(run: Run, split_name: str, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """A random subset, at most ``count`` data, on the run's device."""
-    split = run.data.split(split_name)
-    split = split.subset(min(count, len(split)), seed=seed)
-    return run.to_device(split.scored()), split.labels
-
-
-def _display_range(run: Run, images: Tensor) -> tuple[float, float]:
-    """What is black and what is white, in the units of the data."""
-    facts = run.facts
-    if facts.measure == "continuous" and not facts.dequantized:
-        return float(images.min()), float(images.max())
-    return 0.0, facts.input_scale
-
-
-def _on_cpu(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.cpu() for tensor in tensors]
 
 
 def _say(path: Path) -> None:

@@ -1,14 +1,10 @@
-"""A run folder: written while a run trains, continued after an interruption, loaded afterwards."""
+"""A run folder, read: its configuration, its metrics, its trained pair."""
 
-__all__ = ["Run", "load_run", "start_run", "resume_run", "train_run"]
+__all__ = ["Run", "load_run", "read_config", "read_rows", "check_code"]
 
-import dataclasses
 import json
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +15,11 @@ from pyro_vae.assembly import build_pair, component_hashes
 from pyro_vae.checkpoint import (
     load_state,
     load_weights,
-    save_state,
-    save_weights,
-    write_atomically,
 )
-from pyro_vae.components import build
 from pyro_vae.config import Config, read_yaml, resolve_device
-from pyro_vae.data import DataSplits, Split, load_data
+from pyro_vae.data import DataSplits, load_data
 from pyro_vae.errors import InputError
 from pyro_vae.protocols import MEASURES, Facts
-from pyro_vae.training import Trainer
-
-# Seconds between checkpoints: any of them resumes to the same numbers.
-CHECKPOINT_INTERVAL = 15.0
-# What a resumed run may change.
-EXTENDABLE = ("epochs", "max_steps", "patience", "device", "data_root")
 
 
 @dataclass
@@ -76,7 +62,7 @@ class Run:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The rows of ``metrics.jsonl``."""
-        return _read_rows(self.path / "metrics.jsonl")
+        return read_rows(self.path / "metrics.jsonl")
 
 
 def load_run(
@@ -104,8 +90,8 @@ def load_run(
     if weights not in ("best", "last"):
         raise InputError(f"weights must be best or last, got {weights!r}")
     path = Path(path)
-    config, facts = _read_config(path)
-    _check_code(config, allow_code, path)
+    config, facts = read_config(path)
+    check_code(config, allow_code, path)
     if data_root is not None:
         config = config.replace(data_root=data_root)
     target = resolve_device(device)
@@ -124,187 +110,12 @@ def load_run(
     return Run(path, config, facts, model, guide, weights)
 
 
-def start_run(config: Config, path: Path) -> tuple[Config, DataSplits, Trainer]:
-    """Make a run folder and the trainer that will fill it.
-
-    Everything that can be refused is refused before the folder exists.
+def read_config(path: Path) -> tuple[Config, Facts]:
+    """Read a run's configuration and the facts of its data.
 
     Raises:
-        InputError: the folder exists, or data and components do not fit.
+        InputError: no such run, or a damaged one.
     """
-    if _exists(path):
-        raise InputError(
-            f"'{path}' exists; continue it with --resume '{path}', or give another --out"
-        )
-    device = config.torch_device()
-    config = config.with_absolute_paths()
-    config = config.replace(code=component_hashes(config), device=str(device))
-    data = load_data(config.data, config.data_root)
-    config = config.replace(data=data.spec)
-    trainer = _make_trainer(config, data)
-    try:
-        path.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder '{path}': {error.strerror}") from None
-    _write_config(path, config, facts_of(data))
-    return config, data, trainer
-
-
-def resume_run(
-    path: Path, changes: dict[str, Any], *, allow_code: bool = False
-) -> tuple[Config, DataSplits, Trainer]:
-    """Continue a run folder from its last checkpoint; ``changes`` may extend it.
-
-    Raises:
-        InputError: the folder is missing, damaged or of another configuration,
-            needs code that was not allowed, or a change would make it another run.
-    """
-    config, facts = _read_config(path)
-    extended = config.replace(**changes).with_absolute_paths()
-    data = load_data(extended.data, extended.data_root)
-    extended = extended.replace(data=data.spec)
-    for key, value in dataclasses.asdict(config).items():
-        if key not in EXTENDABLE and getattr(extended, key) != value:
-            raise InputError(
-                f"'{path}' was trained with {key}={value!r}, not {getattr(extended, key)!r}; "
-                "start another run with --out"
-            )
-    _check_code(config, allow_code, path)
-    if facts_of(data) != facts:
-        raise InputError(f"'{path}' was trained on other data than {extended.data} is now")
-    trainer = _make_trainer(extended, data)
-    checkpoint = path / "last.pt"
-    if checkpoint.exists():
-        state = load_state(checkpoint)
-        _check_same(config, state, path)
-        try:
-            trainer.load_state_dict(state["trainer"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"'{checkpoint}' is damaged or of another run: {reason}") from None
-    _write_rows(path, _read_rows(path / "metrics.jsonl")[: trainer.progress.epoch])
-    if extended != config and not trainer.finished:
-        _write_config(path, extended, facts)
-    return extended, data, trainer
-
-
-def train_run(
-    path: Path,
-    config: Config,
-    trainer: Trainer,
-    *,
-    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
-    on_step: Callable[[Trainer], None] = lambda trainer: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> bool:
-    """Train into the folder; return whether the end was reached.
-
-    A row of ``metrics.jsonl`` an epoch; ``best.safetensors`` and ``last.pt``
-    every few seconds at the end of an epoch or in the middle of a long one, and
-    when ``stop()`` or the end is reached.
-    """
-    saved = time.monotonic()
-
-    def save() -> None:
-        nonlocal saved
-        _save(path, config, trainer)
-        saved = time.monotonic()
-
-    def end_epoch(row: dict[str, Any]) -> None:
-        with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(_line(row))
-        if time.monotonic() - saved >= CHECKPOINT_INTERVAL:
-            save()
-        on_epoch(row)
-
-    def end_step(trainer: Trainer) -> None:
-        on_step(trainer)
-        if time.monotonic() - saved >= 4 * CHECKPOINT_INTERVAL:
-            save()
-
-    finished = trainer.fit(end_epoch, end_step, stop)
-    save()
-    return finished
-
-
-def facts_of(data: DataSplits) -> Facts:
-    """Return what the components need to know of a data set."""
-    constant, discrete = 0, False
-    if data.measure == "continuous" and not data.dequantized:
-        constant, discrete = _atoms(data.train)
-    return Facts(
-        event_shape=tuple(data.event_shape),
-        measure=data.measure,
-        num_levels=data.num_levels,
-        dequantized=data.dequantized,
-        ordered=data.ordered,
-        constant_dims=constant,
-        discrete=discrete,
-    )
-
-
-def _atoms(split: Split) -> tuple[int, bool]:
-    """(dimensions that never vary, whether values repeat as levels do)."""
-    first = split.scored(slice(0, 1))
-    varies = torch.zeros(first.shape[1:], dtype=torch.bool)
-    for x in split.scored_chunks():
-        varies |= (x != first).any(dim=0)
-    # Draws of a density do not repeat; half or more repeated values are levels.
-    head = split.scored(slice(0, 1000))[:, varies]
-    return int((~varies).sum()), 2 * len(head.unique()) < head.numel()
-
-
-def _check_support(likelihood: Any, data: DataSplits, config: Config) -> None:
-    for name in ("train", "valid", "test"):
-        for x in data.split(name).scored_chunks():
-            if not bool(likelihood.support.check(x).all()):
-                raise InputError(
-                    f"{config.data}: the {name} split has values outside the support of "
-                    f"{config.likelihood}, {likelihood.support}"
-                )
-
-
-def _make_trainer(config: Config, data: DataSplits) -> Trainer:
-    device = config.torch_device()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model, guide = build_pair(config, facts_of(data), data.data_mean)
-    _check_support(model.likelihood, data, config)
-    return Trainer(
-        model,
-        guide,
-        data,
-        objective=build("objective", config.objective),
-        optimizer=config.optimizer,
-        schedule=config.schedule,
-        clip_norm=config.clip_norm,
-        beta=config.beta,
-        warm_up=config.warm_up,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
-        max_steps=config.max_steps,
-        patience=config.patience,
-        seed=config.seed,
-        device=device,
-        dtype=config.torch_dtype(),
-    )
-
-
-def _save(path: Path, config: Config, trainer: Trainer) -> None:
-    if trainer.best_weights is not None:
-        metadata = {"epoch": str(trainer.progress.best_epoch)}
-        save_weights(path / "best.safetensors", trainer.best_weights, metadata)
-    state = {"config": dataclasses.asdict(config), "trainer": trainer.state_dict()}
-    save_state(path / "last.pt", state)
-
-
-def _write_config(path: Path, config: Config, facts: Facts) -> None:
-    facts_text = json.dumps(dataclasses.asdict(facts))
-    text = f"{config.to_yaml()}facts: {facts_text}\n"
-    write_atomically(path / "config.yaml", lambda file: file.write(text.encode()))
-
-
-def _read_config(path: Path) -> tuple[Config, Facts]:
     if not path.is_dir():
         raise InputError(f"no such run: '{path}'")
     file = path / "config.yaml"
@@ -327,8 +138,14 @@ def _read_config(path: Path) -> tuple[Config, Facts]:
     return config, facts
 
 
-def _check_code(config: Config, allow_code: bool, path: Path) -> None:
-    """What the specs name counts, not what ``code`` lists: an edited list opens no door."""
+def check_code(config: Config, allow_code: bool, path: Path) -> None:
+    """Refuse component files from outside that are not allowed, or not the recorded ones.
+
+    What the specs name counts, not what ``code`` lists: an edited list opens no door.
+
+    Raises:
+        InputError: with the files that would be executed.
+    """
     hashes = component_hashes(config)
     if hashes and not allow_code:
         files = ", ".join(f"'{file}'" for file in hashes)
@@ -338,19 +155,7 @@ def _check_code(config: Config, allow_code: bool, path: Path) -> None:
             raise InputError(f"'{file}' is not the file that '{path}' was trained with")
 
 
-def _check_same(config: Config, state: dict[str, Any], path: Path) -> None:
-    recorded = state.get("config")
-    if not isinstance(recorded, dict):
-        raise InputError(f"'{path}/last.pt' is not a checkpoint of a run")
-    for key, value in dataclasses.asdict(config).items():
-        if key not in EXTENDABLE and recorded.get(key) != value:
-            raise InputError(
-                f"'{path}': config.yaml has {key}={value!r}, last.pt was trained with "
-                f"{recorded.get(key)!r}"
-            )
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read whole lines; a line cut short by a crash ends the file."""
     rows = []
     if path.exists():
@@ -360,17 +165,6 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 break
     return rows
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    text = "".join(map(_line, rows))
-    write_atomically(path / "metrics.jsonl", lambda file: file.write(text.encode()))
-
-
-def _line(row: dict[str, Any]) -> str:
-    """A row as JSON, which has no NaN: a standard error of one datum is null."""
-    finite = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
-    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def _load_best(path: Path) -> dict[str, Tensor]:
@@ -386,10 +180,3 @@ def _load_last(path: Path) -> dict[str, Tensor]:
     except (KeyError, TypeError):
         raise InputError(f"'{path}/last.pt' is not a checkpoint of a run") from None
     return weights
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError as error:
-        raise InputError(f"cannot make the folder '{path}': {error.strerror}") from None

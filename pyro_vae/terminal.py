@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -122,8 +123,8 @@ class TrainingDisplay:
 
 def evaluation_table(evaluation: Evaluation) -> Table:
     """Lay an evaluation out: each value with its errors apart."""
-    table = Table(header_style="bold")
-    table.add_column("")
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
     for heading in ("estimate", "± draws", "± data", "bias"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("unit", no_wrap=True)

@@ -16,7 +16,7 @@ from pyro_vae.config import Config
 from pyro_vae.data import load_data
 from pyro_vae.errors import InputError
 from pyro_vae.objectives.trace import Trace
-from pyro_vae.runs import facts_of
+from pyro_vae.run_training import facts_of
 from pyro_vae.training import Trainer, TrainingError
 
 SMALL = Config(encoder="mlp(hidden=(16,))", latent_dim=3)

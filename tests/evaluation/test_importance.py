@@ -82,17 +82,22 @@ def test_elbo_and_its_terms_are_the_exact_ones(linear_gaussian):
 
 
 def test_standard_error_and_bias_are_right(linear_gaussian):
-    """For one datum, 2,000 repeats of K = 200: sd of log p̂ within 8 %, bias within 4 errors."""
+    """For one datum, 20,000 repeats of K = 80: sd of log p̂ within 3 %, bias within 4 errors.
+
+    The bias is 8 of these errors, so that a bias without its ½ is seen.
+    """
     datum = linear_gaussian.simulate(1, seed=6)
-    repeats = datum.expand(2000, -1)
-    guide = linear_gaussian.guide_of(linear_gaussian.diagonal_guide(shift=0.2, variance=1.3))
-    result = log_likelihood(linear_gaussian.model, guide, repeats, 200, seed=6)
+    repeats = datum.expand(20_000, -1)
+    guide = linear_gaussian.guide_of(linear_gaussian.diagonal_guide(shift=0.8, variance=1.3))
+    result = log_likelihood(linear_gaussian.model, guide, repeats, 80, seed=6)
     spread = float(result.log_px.std())
-    assert abs(float(result.standard_error.mean()) / spread - 1) < 0.08
+    assert abs(float(result.standard_error.mean()) / spread - 1) < 0.03
     offset = float((result.log_px - linear_gaussian.log_evidence(datum)).mean())
-    assert abs(offset - float(result.bias.mean())) < 4 * spread / math.sqrt(2000)
+    error = spread / math.sqrt(20_000)
+    assert abs(offset) > 7 * error
+    assert abs(offset - float(result.bias.mean())) < 4 * error
     ess = float(result.ess.mean())
-    assert ess == pytest.approx(200 / (1 + 200 * spread**2), rel=0.08)
+    assert ess == pytest.approx(80 / (1 + 80 * spread**2), rel=0.05)
 
 
 def test_mean_and_its_errors(linear_gaussian):
