@@ -358,7 +358,6 @@ DAMAGE = {
     "checkpoint of other weights": (RESUME, other_weights, "of another"),
     "checkpoint that is none": (
         RESUME, lambda run: save_state(run / "last.pt", {"a": 1}), "not a checkpoint of a run"),
-    "truncated weights, resumed": (RESUME, cut("best.safetensors", 500), "is damaged"),
     "another latent_dim, resumed": (
         RESUME, spoil_text("config.yaml", "latent_dim: 2", "latent_dim: 3"), "config.yaml has lat"),
     "another shape, resumed": (
@@ -373,6 +372,17 @@ def test_a_damaged_run(run, damage):
     before = snapshot(run)
     assert message in refuse(*command, run, cwd=run.parent)
     assert snapshot(run) == before
+
+
+def test_resuming_restores_damaged_best_weights(run, tmp_path):
+    """The checkpoint holds them too."""
+    before = load_weights(run / "best.safetensors")
+    best = max(read_rows(run), key=lambda row: row["valid_elbo"])
+    cut("best.safetensors", 500)(run)
+    succeed("train", "--resume", run, "--epochs", best["epoch"] + 1, cwd=tmp_path)
+    succeed("train", *SMALL, "--epochs", best["epoch"] + 1, "--out", "whole", cwd=tmp_path)
+    assert_same_run(run, tmp_path / "whole")
+    assert load_weights(run / "best.safetensors").keys() == before.keys()
 
 
 def test_damaged_metrics_do_not_keep_a_run_from_going_on(run):
