@@ -110,12 +110,14 @@ class Split:
     def subset(self, count: int, seed: int = 0) -> "Split":
         """Return ``count`` data drawn at random without replacement, each scored as it is here.
 
+        They keep the order they have here, so that neighbours in a video stay neighbours.
+
         Raises:
             InputError: ``count`` is below 1 or above the number of data.
         """
         if not 1 <= count <= len(self):
             raise InputError(f"a subset of {len(self)} data takes 1 to {len(self)}, got {count}")
-        index = permutation(len(self), seed)[:count]
+        index = permutation(len(self), seed)[:count].sort().values
         labels = None if self.labels is None else self.labels[index]
         images = self._images.select(index)
         return Split(images, labels, self.values, self.seed, self._ids[index])
