@@ -66,7 +66,9 @@ def reproduce(name: str, data_root: str, out: Path) -> None:
     for quantity in ("elbo", "log_likelihood"):
         values = [entry["estimates"][quantity]["value"] for entry in entries]
         error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        print(f"{name} {quantity}: {statistics.mean(values):.2f} ± {error:.2f} over seeds: {values}")
+        print(
+            f"{name} {quantity}: {statistics.mean(values):.2f} ± {error:.2f} over seeds: {values}"
+        )
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -29,6 +29,8 @@ from pyro_vae.optim import (
     schedule_from_spec,
 )
 from pyro_vae.seeding import derive_seed, seeded
+
+KEPT_ELEMENTS = 2**27  # of validation data: half a gigabyte in float32
 
 
 class TrainingError(ArithmeticError):
@@ -113,6 +115,7 @@ class Trainer:
         self.best_weights: dict[str, Tensor] | None = None
         self._running = False
         self._cut: dict[str, Any] | None = None
+        self._valid: list[Tensor] | None = None
         self._validated: set[torch.Size] = set()
         self.modules = [p for p in (model, guide) if isinstance(p, nn.Module)]
         for module in self.modules:
@@ -215,12 +218,22 @@ class Trainer:
         bounds = []
         seed = derive_seed(self.seed, "validation")
         with self._evaluation_mode(), seeded(seed, self.device):
-            for chunk in self.data.valid.scored_chunks():
-                x = chunk.to(self.device, self.dtype)
+            for x in self._validation_batches():
                 bounds.append(log_weights(self.model, self.guide, x, 1)[0].double())
         bound = torch.cat(bounds)
         error = bound.std() / math.sqrt(len(bound)) if len(bound) > 1 else math.nan
         return float(bound.mean()), float(error)
+
+    def _validation_batches(self) -> Iterable[Tensor]:
+        """The validation data on the device: drawn once and kept, if they fit."""
+        if self._valid is not None:
+            return self._valid
+        valid = self.data.valid
+        batches = (chunk.to(self.device, self.dtype) for chunk in valid.scored_chunks())
+        if len(valid) * math.prod(valid.event_shape) > KEPT_ELEMENTS:
+            return batches
+        self._valid = list(batches)
+        return self._valid
 
     def _epoch(self, on_step: Callable[["Trainer"], None], stop: Callable[[], bool]) -> bool:
         """Run the rest of the current epoch; return False where ``stop`` ended it early."""
