@@ -65,10 +65,10 @@ def reproduce(name: str, data_root: str, out: Path) -> None:
     record.write_text(json.dumps(entries, indent=1) + "\n")
     for quantity in ("elbo", "log_likelihood"):
         values = [entry["estimates"][quantity]["value"] for entry in entries]
-        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        print(
-            f"{name} {quantity}: {statistics.mean(values):.2f} ± {error:.2f} over seeds: {values}"
-        )
+        summary = f"{name} {quantity}: {statistics.mean(values):.2f}"
+        if len(values) > 1:
+            summary += f" ± {statistics.stdev(values) / math.sqrt(len(values)):.2f} over seeds"
+        print(summary, [round(value, 2) for value in values])
 
 
 def main() -> None:
