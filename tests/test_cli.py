@@ -136,6 +136,19 @@ def test_training_writes_a_run_folder(place, tmp_path):
     assert all(lines)
 
 
+def test_tensorboard_events_are_written_where_it_is_installed(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    succeed("train", *SMALL[:-1], "--tensorboard", "--out", "run", cwd=tmp_path)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    for name in ("elbo", "valid_elbo", "beta", "learning_rate"):
+        written = {event.step: event.value for event in events.Scalars(name)}
+        assert written == {
+            row["step"]: pytest.approx(row[name]) for row in read_rows(tmp_path / "run")
+        }
+
+
 def test_the_default_folder_is_the_first_that_is_free(tmp_path):
     for _ in range(2):
         succeed("train", *SMALL, "--max-steps", 1, cwd=tmp_path)
