@@ -20,6 +20,7 @@ from pyro_vae.data import DataSplits, Split, load_data
 from pyro_vae.errors import InputError
 from pyro_vae.protocols import Facts
 from pyro_vae.runs import check_code, read_config, read_rows
+from pyro_vae.seeding import seeded
 from pyro_vae.training import Trainer
 
 # Seconds between checkpoints: any of them resumes to the same numbers.
@@ -170,8 +171,7 @@ def _check_support(likelihood: Any, data: DataSplits, config: Config) -> None:
 
 def _make_trainer(config: Config, data: DataSplits) -> Trainer:
     device = config.torch_device()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         model, guide = build_pair(config, facts_of(data), data.data_mean)
     _check_support(model.likelihood, data, config)
     return Trainer(

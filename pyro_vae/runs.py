@@ -20,6 +20,7 @@ from pyro_vae.config import Config, read_yaml, resolve_device
 from pyro_vae.data import DataSplits, load_data
 from pyro_vae.errors import InputError
 from pyro_vae.protocols import MEASURES, Facts
+from pyro_vae.seeding import forked
 
 
 @dataclass
@@ -95,7 +96,7 @@ def load_run(
     if data_root is not None:
         config = config.replace(data_root=data_root)
     target = resolve_device(device)
-    with torch.random.fork_rng(devices=[]):
+    with forked():
         model, guide = build_pair(config, facts)
     tensors = _load_best(path) if weights == "best" else _load_last(path)
     for name, program in (("model", model), ("guide", guide)):

@@ -1,10 +1,10 @@
 """Seeds derived from a seed and what they are for, and torch's global generators under them."""
 
-__all__ = ["derive_seed", "seeded"]
+__all__ = ["derive_seed", "seeded", "forked"]
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -28,7 +28,15 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Seed the global generators of the CPU and of ``device``; restore them afterwards."""
-    device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with forked(device):
+        torch.default_generator.manual_seed(seed)
+        if torch.device(device).type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
+
+
+def forked(device: torch.device | str = "cpu") -> AbstractContextManager[None]:
+    """Restore the global generators of the CPU and of ``device`` at the end of the block."""
+    device = torch.device(device)
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

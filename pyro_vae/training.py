@@ -28,7 +28,7 @@ from pyro_vae.optim import (
     optimizer_from_spec,
     schedule_from_spec,
 )
-from pyro_vae.seeding import derive_seed, seeded
+from pyro_vae.seeding import derive_seed, forked, seeded
 
 KEPT_ELEMENTS = 2**27  # of validation data: half a gigabyte in float32
 
@@ -123,8 +123,7 @@ class Trainer:
 
         self.steps_per_epoch = math.ceil(len(data.train) / batch_size)
         self._beta = torch.tensor(beta, device=self.device, dtype=dtype)
-        with pyro.get_param_store().scope() as self._store, self._random_state():
-            torch.manual_seed(seed)
+        with pyro.get_param_store().scope() as self._store, seeded(seed, self.device):
             parameters = self._first_run()
             self._state = _get_random_state(self.device)
         self.optim = JointOptim(parameters, optimizer_from_spec(optimizer), clip_norm)
@@ -159,7 +158,7 @@ class Trainer:
         """
         with (
             pyro.get_param_store().scope(self._store),
-            self._random_state(),
+            forked(self.device),
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings("ignore", "Encountered", UserWarning)  # TrainingError says it
@@ -372,10 +371,6 @@ class Trainer:
         finally:
             for module, mode in zip(self.modules, training, strict=True):
                 module.train(mode)
-
-    def _random_state(self) -> Any:
-        devices = [self.device] if self.device.type == "cuda" else []
-        return torch.random.fork_rng(devices=devices)
 
 
 def _get_random_state(device: torch.device) -> dict[str, Tensor]:
