@@ -135,9 +135,9 @@ DEFECTS = [
     Defect(
         "a sum over particles for their mean",
         "pyro_vae/objectives/trace.py",
-        "num_particles=num_particles,\n",
-        "num_particles=num_particles,\n        )\n        self.loss = lambda *args: num_particles"
-        " * Trace_ELBO.loss(self, *args)\n        dict(\n",
+        "super().__init__(**particles(num_particles))",
+        "super().__init__(**particles(num_particles))\n"
+        "        self.loss = lambda *args: num_particles * Trace_ELBO.loss(self, *args)",
         "tests/objectives/test_trace.py::test_mean_is_the_exact_elbo",
     ),
     Defect(

@@ -4,7 +4,7 @@ __all__ = ["Trace"]
 
 from pyro.infer import Trace_ELBO
 
-from pyro_vae.errors import InputError
+from pyro_vae.objectives._particles import particles
 
 
 class Trace(Trace_ELBO):
@@ -17,10 +17,4 @@ class Trace(Trace_ELBO):
     """
 
     def __init__(self, num_particles: int = 1):
-        if type(num_particles) is not int or num_particles < 1:
-            raise InputError(f"num_particles must be a whole number ≥ 1, got {num_particles!r}")
-        super().__init__(
-            num_particles=num_particles,
-            vectorize_particles=num_particles > 1,
-            max_plate_nesting=1,
-        )
+        super().__init__(**particles(num_particles))
