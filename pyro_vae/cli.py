@@ -22,7 +22,7 @@ from pyro_vae.errors import InputError, suggest
 from pyro_vae.evaluation import Evaluation, evaluate
 from pyro_vae.run_training import resume_run, start_run, train_run
 from pyro_vae.runs import Run, load_run, read_rows
-from pyro_vae.terminal import TrainingDisplay, counting, evaluation_table, graceful_stop
+from pyro_vae.terminal import TITLES, TrainingDisplay, counting, evaluation_table, graceful_stop
 from pyro_vae.training import Trainer
 
 app = typer.Typer(
@@ -159,6 +159,7 @@ def train(
     else:
         mapping = read_yaml(config) if config else {}
         mapping.pop("facts", None)
+        mapping.pop("content", None)
         mapping.pop("code", None)
         settings = Config.from_mapping({**mapping, **given}, str(config))
         path = out or _next_folder(Path("runs"), settings.data)
@@ -207,7 +208,9 @@ def evaluate_command(
 @app.command(rich_help_panel="Draw")
 def sample(
     run: RunArgument,
-    num_samples: Annotated[int, typer.Option(min=1, help="How many z of the prior.")] = 64,
+    num_samples: Annotated[
+        int, typer.Option(min=1, max=10_000, help="How many z of the prior.")
+    ] = 64,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     allow_code: AllowCodeOption = False,
@@ -426,6 +429,10 @@ def _evaluate(
     title = f"{run.path}, {split_name}, {len(split)} data of {run.config.data}"
     console.print(title, style="bold", soft_wrap=True)
     console.print(evaluation_table(evaluation))
+    for name in ("log_likelihood", "bits_per_dim"):
+        if name in evaluation.estimates:
+            estimate = evaluation.estimates[name]
+            console.print(f"{TITLES[name]}: {estimate.note}", soft_wrap=True)
     console.print(f"± standard errors over draws of z and over data; {record}", soft_wrap=True)
 
 

@@ -76,6 +76,8 @@ def project(points: Tensor) -> tuple[Tensor, str, float | None]:
         return torch.cat([points, torch.zeros_like(points)], dim=1), "posterior mean", None
     if len(points) < 2:
         raise InputError(f"principal components need at least 2 points, got {len(points)}")
+    if bool((points == points[0]).all()):
+        return torch.zeros_like(points[:, :2]), "posterior mean, the same for all data", None
     pca = PCA(n_components=2).fit(points.numpy())
     projected = torch.from_numpy(pca.transform(points.numpy()))
     method = "first two principal components of the posterior mean"

@@ -69,10 +69,23 @@ def log_weights(model: Program, guide: Program, x: Tensor, num_samples: int) -> 
 
 def log_weight_terms(model: Program, guide: Program, x: Tensor, num_samples: int) -> LogWeights:
     """Return the terms of ``log_weights`` apart, each ``[num_samples, B]``."""
-    if num_samples < 1:
-        raise InputError(f"num_samples must be at least 1, got {num_samples}")
+    check_data(x, num_samples)
     with own_parameters(model, guide):
         return weigh(model, x, draw_latents(guide, x, num_samples))
+
+
+def check_data(x: Tensor, num_samples: int) -> None:
+    """Refuse data that are no tensor ``[B, *event_shape]``, and a K that is no count.
+
+    Raises:
+        InputError: what was expected, and what came.
+    """
+    if not isinstance(x, Tensor):
+        raise InputError(f"expected data as a torch tensor, got {type(x).__name__}")
+    if x.dim() < 1 or len(x) == 0:
+        raise InputError(f"expected data of shape [B, *event_shape], got {list(x.shape)}")
+    if type(num_samples) is not int or num_samples < 1:
+        raise InputError(f"num_samples must be a whole number, at least 1, got {num_samples!r}")
 
 
 def draw_latents(guide: Program, x: Tensor, num_samples: int) -> Latents:
@@ -130,8 +143,16 @@ def own_parameters(*programs: Program) -> Iterator[None]:
 
 def _under_particles(program: Program, num_samples: int) -> Program:
     def run(x: Tensor) -> Any:
-        with pyro.plate(PARTICLES, num_samples, dim=-2):
-            return program(x)
+        try:
+            with pyro.plate(PARTICLES, num_samples, dim=-2):
+                return program(x)
+        except ValueError as error:
+            if "collide" not in str(error):
+                raise
+            raise InputError(
+                "a plate of the program stands at dim=-2, where samples go; beside the data plate "
+                "declare dimensions as event dimensions with .to_event"
+            ) from None
 
     return run
 

@@ -1,6 +1,6 @@
 """Where a loss or a gradient stopped being finite: the site and the parameter, by name."""
 
-__all__ = ["explain"]
+__all__ = ["NonFiniteError", "explain", "largest_gradient"]
 
 from collections.abc import Callable
 from typing import Any
@@ -10,26 +10,46 @@ from pyro import poutine
 from torch import Tensor
 
 
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient is NaN or infinite; no parameter was changed."""
+
+
 @torch.no_grad()
 def explain(
     model: Callable[[Tensor], Any],
     guide: Callable[[Tensor], Any],
     x: Tensor,
     parameters: dict[str, Tensor],
-) -> str:
+) -> str | None:
     """Run guide and model once more on ``x`` and name the first site and parameter not finite.
 
     Call it under the random state that the failed step began with, before the
-    gradients are cleared.
+    gradients are cleared. None: all of them are finite.
     """
-    site = _first_site(model, guide, x) or "every site is finite"
+    site = _first_site(model, guide, x)
+    parameter = _first_parameter(parameters)
+    if site is None and parameter is None:
+        return None
+    return f"{site or 'every site is finite'}; {parameter or 'every parameter is finite'}"
+
+
+def largest_gradient(parameters: dict[str, Tensor]) -> str:
+    """Name the parameter with the largest gradient: its square may overflow where it does not."""
+    sizes = {k: float(p.grad.abs().max()) for k, p in parameters.items() if p.grad is not None}
+    if not sizes:
+        return "no parameter has a gradient"
+    name = max(sizes, key=lambda key: sizes[key])
+    return f"the gradient of parameter {name!r} reaches {sizes[name]:.1e}"
+
+
+def _first_parameter(parameters: dict[str, Tensor]) -> str | None:
     for name, parameter in parameters.items():
         if not torch.isfinite(parameter).all():
-            return f"{site}; parameter {name!r} is not finite"
+            return f"parameter {name!r} is not finite"
     for name, parameter in parameters.items():
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-            return f"{site}; the gradient of parameter {name!r} is not finite"
-    return f"{site}; every parameter and gradient is finite"
+            return f"the gradient of parameter {name!r} is not finite"
+    return None
 
 
 def _first_site(
@@ -48,7 +68,8 @@ def _run(tracer: Any, x: Tensor, program: str) -> str | None:
     try:
         tracer(x)
     except ValueError as error:
-        failure = str(error).partition("\n")[0]
+        if any(word in str(error) for word in ("nan", "inf")):  # a validated distribution's
+            failure = str(error).partition("\n")[0]
     for name, site in tracer.trace.nodes.items():
         if site["type"] != "sample" or site["fn"] is None:
             continue

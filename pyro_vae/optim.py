@@ -16,11 +16,8 @@ from torch.optim import Optimizer
 
 from pyro_vae.components import find
 from pyro_vae.errors import InputError
+from pyro_vae.nonfinite import NonFiniteError
 from pyro_vae.specs import parse_spec
-
-
-class NonFiniteGradientError(ArithmeticError):
-    """A gradient is NaN or infinite; no parameter was changed."""
 
 
 class JointOptim(PyroOptim):
@@ -61,7 +58,7 @@ class JointOptim(PyroOptim):
         norm = get_total_norm(gradients)
         self.gradient_norm = float(norm)
         if not torch.isfinite(norm):
-            raise NonFiniteGradientError
+            raise NonFiniteError("the gradient")
         if self.clip_norm is not None:
             clip_grads_with_norm_(list(leaves), self.clip_norm, norm)
         self.optimizer.step()

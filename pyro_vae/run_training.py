@@ -15,13 +15,13 @@ import torch
 from pyro_vae.assembly import build_pair, component_hashes
 from pyro_vae.checkpoint import load_state, save_state, save_weights, write_atomically
 from pyro_vae.components import build
-from pyro_vae.config import Config
+from pyro_vae.config import Config, read_yaml
 from pyro_vae.data import DataSplits, Split, load_data
 from pyro_vae.errors import InputError
 from pyro_vae.protocols import Facts
 from pyro_vae.runs import check_code, read_config, read_rows
-from pyro_vae.seeding import seeded
-from pyro_vae.training import Trainer
+from pyro_vae.seeding import derive_seed, seeded
+from pyro_vae.training import Trainer, TrainingError
 
 # Seconds between checkpoints: any of them resumes to the same numbers.
 CHECKPOINT_INTERVAL = 15.0
@@ -51,7 +51,7 @@ def start_run(config: Config, path: Path) -> tuple[Config, DataSplits, Trainer]:
         path.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"cannot make the folder '{path}': {error.strerror}") from None
-    _write_config(path, config, facts_of(data))
+    _write_config(path, config, facts_of(data), _content(data))
     return config, data, trainer
 
 
@@ -75,7 +75,8 @@ def resume_run(
                 "start another run with --out"
             )
     check_code(config, allow_code, path)
-    if facts_of(data) != facts:
+    content = read_yaml(path / "config.yaml").get("content")
+    if facts_of(data) != facts or _content(data) != content:
         raise InputError(f"'{path}' was trained on other data than {extended.data} is now")
     trainer = _make_trainer(extended, data)
     checkpoint = path / "last.pt"
@@ -89,7 +90,7 @@ def resume_run(
             raise InputError(f"'{checkpoint}' is damaged or of another run: {reason}") from None
     if not trainer.finished:
         _write_rows(path, read_rows(path / "metrics.jsonl")[: trainer.progress.epoch])
-        _write_config(path, extended, facts)
+        _write_config(path, extended, facts, content)
     return extended, data, trainer
 
 
@@ -118,7 +119,7 @@ def train_run(
     def end_epoch(row: dict[str, Any]) -> None:
         with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(_line(row))
-        if time.monotonic() - saved >= CHECKPOINT_INTERVAL:
+        if row["epoch"] == 1 or time.monotonic() - saved >= CHECKPOINT_INTERVAL:
             save()
         on_epoch(row)
 
@@ -127,7 +128,13 @@ def train_run(
         if time.monotonic() - saved >= 4 * CHECKPOINT_INTERVAL:
             save()
 
-    finished = trainer.fit(end_epoch, end_step, stop)
+    try:
+        finished = trainer.fit(end_epoch, end_step, stop)
+    except TrainingError as error:
+        if not all(bool(torch.isfinite(w).all()) for w in trainer.weights().values()):
+            raise
+        save()  # the failed step changed nothing: this is the last good state
+        raise TrainingError(f"{error}; the last good checkpoint is kept in '{path}'") from error
     save()
     return finished
 
@@ -165,13 +172,14 @@ def _check_support(likelihood: Any, data: DataSplits, config: Config) -> None:
             if not bool(likelihood.support.check(x).all()):
                 raise InputError(
                     f"{config.data}: the {name} split has values outside the support of "
-                    f"{config.likelihood}, {likelihood.support}"
+                    f"{config.likelihood}, {likelihood.support}; "
+                    "give data inside it, or another likelihood"
                 )
 
 
 def _make_trainer(config: Config, data: DataSplits) -> Trainer:
     device = config.torch_device()
-    with seeded(config.seed):
+    with seeded(derive_seed(config.seed, "weights")):
         model, guide = build_pair(config, facts_of(data), data.data_mean)
     _check_support(model.likelihood, data, config)
     return Trainer(
@@ -202,9 +210,14 @@ def _save(path: Path, config: Config, trainer: Trainer) -> None:
     save_state(path / "last.pt", state)
 
 
-def _write_config(path: Path, config: Config, facts: Facts) -> None:
+def _content(data: DataSplits) -> dict[str, str]:
+    """The content hashes of what a run is fitted to and chosen by."""
+    return {"train": data.train.content_hash, "valid": data.valid.content_hash}
+
+
+def _write_config(path: Path, config: Config, facts: Facts, content: dict[str, str]) -> None:
     facts_text = json.dumps(dataclasses.asdict(facts))
-    text = f"{config.to_yaml()}facts: {facts_text}\n"
+    text = f"{config.to_yaml()}facts: {facts_text}\ncontent: {json.dumps(content)}\n"
     write_atomically(path / "config.yaml", lambda file: file.write(text.encode()))
 
 

@@ -126,6 +126,7 @@ def read_config(path: Path) -> tuple[Config, Facts]:
     if "facts" not in mapping:
         raise InputError(f"'{file}' is not a run's: it lacks the line 'facts: …'")
     facts = mapping.pop("facts")
+    mapping.pop("content", None)
     try:
         config = Config.from_mapping(mapping, "unknown setting")
     except InputError as error:

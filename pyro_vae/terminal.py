@@ -59,7 +59,7 @@ class TrainingDisplay:
             SpinnerColumn(),
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(bar_width=None),
-            TextColumn("ELBO [bold]{task.fields[elbo]}[/]"),
+            TextColumn("{task.fields[bound]} [bold]{task.fields[elbo]}[/]"),
             TextColumn("valid [bold]{task.fields[valid]}[/]"),
             TextColumn("β {task.fields[beta]}"),
             TextColumn("{task.fields[rate]} data/s"),
@@ -96,12 +96,17 @@ class TrainingDisplay:
             error = row["valid_elbo_standard_error"]
             self.console.print(
                 f"epoch {row['epoch']}/{self.trainer.epochs}  step {row['step']}  "
-                f"ELBO {row['elbo']:.2f}  valid {row['valid_elbo']:.2f}"
+                f"{self._bound} {row['elbo']:.2f}  valid {row['valid_elbo']:.2f}"
                 f"{'' if math.isnan(error) else f' ± {error:.2f}'}  β {row['beta']:.2f}  "
                 f"{self._rate():,.0f} data/s" + ("  best" if row["best"] else ""),
                 highlight=False,
                 soft_wrap=True,
             )
+
+    @property
+    def _bound(self) -> str:
+        annealed = self.trainer.beta != 1 or self.trainer.progress.epoch < self.trainer.warm_up
+        return "β-ELBO" if annealed else "ELBO"
 
     def _rate(self) -> float:
         elapsed = time.perf_counter() - self.started_at
@@ -114,6 +119,7 @@ class TrainingDisplay:
         return {
             "epoch": min(progress.epoch + 1, self.trainer.epochs),
             "epochs": self.trainer.epochs,
+            "bound": self._bound,
             "elbo": elbo,
             "valid": self.valid,
             "beta": f"{self.trainer.current_beta:.2f}",
@@ -137,11 +143,15 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 
 def _cells(estimate: Estimate) -> list[str]:
-    """Digits down to the second of the smallest error, the same in the whole row."""
+    """Digits down to the second of the smallest error; ≥ and ≤ mark lower limits of errors."""
     errors = [estimate.standard_error, estimate.data_standard_error, estimate.bias]
     nonzero = [abs(e) for e in errors[:2] if e]
     digits = min(6, max(2, 1 - math.floor(math.log10(min(nonzero))))) if nonzero else 4
-    return ["–" if v is None else f"{v:.{digits}f}" for v in (estimate.value, *errors)]
+    cells = ["–" if v is None else f"{v:.{digits}f}" for v in (estimate.value, *errors)]
+    if estimate.understated:
+        limit = "≤" if (estimate.bias or 0) < 0 else "≥"
+        cells[1], cells[3] = f"≥{cells[1]}", f"{limit}{cells[3]}"
+    return cells
 
 
 @contextlib.contextmanager

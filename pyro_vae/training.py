@@ -15,20 +15,22 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, SVI
+from pyro.infer.util import torch_item
 from torch import Tensor, nn
 
 from pyro_vae.annealing import Beta, linear_warm_up
 from pyro_vae.data import DataSplits
 from pyro_vae.errors import InputError
 from pyro_vae.log_weights import Program, log_weights
-from pyro_vae.nonfinite import explain
+from pyro_vae.nonfinite import NonFiniteError, explain, largest_gradient
+from pyro_vae.objectives.trace import Trace
 from pyro_vae.optim import (
     JointOptim,
-    NonFiniteGradientError,
     optimizer_from_spec,
     schedule_from_spec,
 )
 from pyro_vae.seeding import derive_seed, forked, seeded
+from pyro_vae.standard_error import standard_error_of_mean
 
 KEPT_ELEMENTS = 2**27  # of validation data: half a gigabyte in float32
 
@@ -72,7 +74,7 @@ class Trainer:
     Arguments:
         model, guide: Pyro programs of ``x`` ``[B, *event_shape]``.
         data: its ``train`` split is fitted; ``valid`` chooses the best epoch.
-        objective: a ``pyro.infer.ELBO``.
+        objective: a ``pyro.infer.ELBO``; ``Trace()``, Pyro's Trace_ELBO, by default.
         optimizer: a ``torch.optim`` spec such as ``rmsprop(lr=1e-3, centered=True)``.
         schedule: a ``torch.optim.lr_scheduler`` spec, stepped once an epoch.
         clip_norm: the largest global 2-norm of the gradient.
@@ -92,7 +94,7 @@ class Trainer:
         guide: Program,
         data: DataSplits,
         *,
-        objective: ELBO,
+        objective: ELBO | None = None,
         optimizer: str = "adam(lr=0.001)",
         schedule: str | None = None,
         clip_norm: float | None = None,
@@ -132,7 +134,8 @@ class Trainer:
         )
         annealed = beta != 1.0 or warm_up > 0
         scale = Beta(self._beta) if annealed else lambda program: program
-        self.svi = SVI(scale(model), scale(guide), self.optim, objective)
+        self.svi = SVI(scale(model), scale(guide), self.optim, objective or Trace())
+        self.svi.loss_and_grads = _finite(self.svi.loss_and_grads)
 
     @property
     def finished(self) -> bool:
@@ -156,8 +159,9 @@ class Trainer:
         Raises:
             TrainingError: a loss or gradient is not finite; names the site and parameter.
         """
+        self._cut = None
         with (
-            pyro.get_param_store().scope(self._store),
+            self.parameters(),
             forked(self.device),
             warnings.catch_warnings(),
         ):
@@ -195,6 +199,7 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; the next step is the one that would have followed."""
+        self._cut = None
         self.progress = Progress(**state["progress"])
         self._load_weights(state["weights"])
         self.best_weights = state["best_weights"]
@@ -207,21 +212,29 @@ class Trainer:
         """Return clones of every parameter and buffer, by name."""
         return {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
 
+    @contextlib.contextmanager
+    def parameters(self) -> Iterator[None]:
+        """Enter the trainer's parameter store, to run programs that hold ``pyro.param`` there."""
+        with pyro.get_param_store().scope(self._store):
+            yield
+
     @torch.no_grad()
     def validation_bound(self) -> tuple[float, float]:
         """Return the β = 1 ELBO on the validation data and its standard error, nats per datum.
 
         One z a datum, the same noise at every call: epochs differ by their
-        weights alone. The standard error is over data and draws together.
+        weights alone. The standard error is over data and draws together, over
+        blocks of neighbours where data are ordered; NaN for one datum.
         """
         bounds = []
         seed = derive_seed(self.seed, "validation")
-        with self._evaluation_mode(), seeded(seed, self.device):
+        store = contextlib.nullcontext() if self._running else self.parameters()
+        with store, self._evaluation_mode(), seeded(seed, self.device):
             for x in self._validation_batches():
                 bounds.append(log_weights(self.model, self.guide, x, 1)[0].double())
         bound = torch.cat(bounds)
-        error = bound.std() / math.sqrt(len(bound)) if len(bound) > 1 else math.nan
-        return float(bound.mean()), float(error)
+        error = standard_error_of_mean(bound, self.data.ordered)
+        return float(bound.mean()), math.nan if error is None else error
 
     def _validation_batches(self) -> Iterable[Tensor]:
         """The validation data on the device: drawn once and kept, if they fit."""
@@ -259,12 +272,10 @@ class Trainer:
             with pyro.validation_enabled(first):
                 loss = self.svi.step(x)
             self._validated.add(x.shape)
-        except (NonFiniteGradientError, ValueError) as error:
+        except (NonFiniteError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             self._explain(x, before, error)
-        if not math.isfinite(loss):
-            self._explain(x, before, None)
         progress = self.progress
         progress.beta, progress.gradient_norm = float(self._beta), self.optim.gradient_norm
         progress.step += 1
@@ -327,18 +338,32 @@ class Trainer:
         parameters = dict(pyro.get_param_store().named_parameters())
         if not parameters:
             raise InputError("neither model nor guide has a parameter to train")
+        known = {id(p) for p in parameters.values()}
+        for module in self.modules:
+            for name, parameter in module.named_parameters():
+                if parameter.requires_grad and id(parameter) not in known:
+                    raise InputError(
+                        f"parameter {name!r} of {type(module).__name__} is not in the parameter "
+                        "store: either no site uses it, or model and guide share a name; name "
+                        "their roots, super().__init__('model') and super().__init__('guide')"
+                    )
         return parameters
 
-    def _explain(self, x: Tensor, before: dict[str, Tensor], error: Exception | None) -> NoReturn:
+    def _explain(self, x: Tensor, before: dict[str, Tensor], error: Exception) -> NoReturn:
         _set_random_state(before, self.device)
         reason = explain(self.svi.model, self.svi.guide, x, self.optim.parameters)
-        if isinstance(error, ValueError) and "every site is finite" in reason:
-            raise error
-        what = "the loss" if error is None else "the loss or its gradient"
+        _set_random_state(before, self.device)  # the state is that before the failed step
+        if isinstance(error, NonFiniteError):
+            what = f"{error} is not finite"
+        elif reason is None:
+            raise error  # the program's own
+        else:
+            what = "the programs fail"
+        reason = reason or largest_gradient(self.optim.parameters)
         raise TrainingError(
-            f"step {self.progress.step + 1} (epoch {self.progress.epoch + 1}): {what} is not "
-            f"finite: {reason}; try a smaller learning rate or --clip-norm"
-        ) from None
+            f"step {self.progress.step + 1} (epoch {self.progress.epoch + 1}): {what}: {reason}; "
+            "try a smaller learning rate or --clip-norm"
+        ) from error
 
     def _tensors(self) -> dict[str, Tensor]:
         """Every parameter and buffer: modules under "model." and "guide.", the rest by its name."""
@@ -371,6 +396,18 @@ class Trainer:
         finally:
             for module, mode in zip(self.modules, training, strict=True):
                 module.train(mode)
+
+
+def _finite(loss_and_grads: Callable[..., Any]) -> Callable[..., Any]:
+    """Stop at a loss that is not finite, before the optimizer steps."""
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        loss = loss_and_grads(*args, **kwargs)
+        if not math.isfinite(torch_item(loss)):
+            raise NonFiniteError("the loss")
+        return loss
+
+    return checked
 
 
 def _get_random_state(device: torch.device) -> dict[str, Tensor]:

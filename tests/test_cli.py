@@ -177,7 +177,7 @@ def test_options_override_the_config(place, tmp_path):
 def test_evaluations_are_kept_by_protocol(run):
     out = succeed("evaluate", run, "-K", 50, "--device", "cpu", cwd=run.parent)
     for row in ("ELBO", "E_q log p(x|z)", "KL(q(z|x) ‖ p(z))", "log p(x), IWAE-50", "bits/dim"):
-        assert sum(row in line for line in out.splitlines()) == 1, out
+        assert sum(line.strip().startswith(f"{row} ") for line in out.splitlines()) == 1, out
     assert "300 data" in out
     record = run / "evaluation" / "test.json"
     (first,) = json.loads(record.read_text())
@@ -515,11 +515,11 @@ def test_cuda_where_there_is_none(place, tmp_path):
 
 
 WRONG_USE = {
-    ("evaluate", "{run}", "-K", "0"): "num_samples must be at least 1, got 0",
+    ("evaluate", "{run}", "-K", "0"): "num_samples must be a whole number, at least 1, got 0",
     ("evaluate", "{run}", "-K", "many"): "--num-samples",
     ("evaluate", "{run}", "--count", "0"): "takes 1 to 300, got 0",
     ("evaluate", "{run}", "--count", "301"): "takes 1 to 300, got 301",
-    ("evaluate", "{run}", "--chunk-size", "0"): "chunk_size must be at least 1",
+    ("evaluate", "{run}", "--chunk-size", "0"): "chunk_size must be a whole number, at least 1",
     ("evaluate", "{run}", "--split", "tst"): "did you mean 'test'?",
     ("evaluate", "{run}", "--device", "mps"): "unknown device 'mps'",
     ("evaluate", "{run}", "--seed", "-1"): "--seed",

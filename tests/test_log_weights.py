@@ -197,10 +197,27 @@ def test_a_site_without_a_weight_per_datum_is_named(model, guide, message):
         log_weights(model, guide, torch.zeros(3, 2), 4)
 
 
-def test_at_least_one_sample(linear_gaussian):
+def test_bad_arguments(linear_gaussian):
     x = linear_gaussian.simulate(2, seed=0)
-    with pytest.raises(InputError, match="at least 1"):
-        log_weights(linear_gaussian.model, linear_gaussian.exact_guide, x, 0)
+    for data, num_samples, message in [
+        (x, 0, "at least 1, got 0"),
+        (x, 1e3, "must be a whole number"),
+        (x[:0], 1, r"expected data of shape \[B"),
+        (x.numpy(), 1, "as a torch tensor, got ndarray"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            log_weights(linear_gaussian.model, linear_gaussian.exact_guide, data, num_samples)
+
+
+def test_an_inner_plate_is_refused_by_name():
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = _normal_site("z")
+            with pyro.plate("pixels", x.shape[1], dim=-2):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x.T)
+
+    with pytest.raises(InputError, match=r"a plate of the program stands at dim=-2.*to_event"):
+        log_weights(model, _guide, torch.zeros(3, 2), 4)
 
 
 class _Module(pyro.nn.PyroModule):

@@ -149,7 +149,7 @@ DEFECTS = [
     ),
     Defect(
         "video frames taken as independent",
-        "pyro_vae/evaluation/scores.py",
+        "pyro_vae/standard_error.py",
         "if ordered:",
         "if False:",
         "tests/evaluation/test_scores.py::test_ordered_data_have_the_larger_error_they_deserve",

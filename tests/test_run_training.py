@@ -15,7 +15,10 @@ from pyro_vae import run_training
 from pyro_vae.checkpoint import load_state, load_weights
 from pyro_vae.config import Config
 from pyro_vae.errors import InputError
+from pyro_vae.nonfinite import NonFiniteError
 from pyro_vae.run_training import facts_of, resume_run, start_run, train_run
+from pyro_vae.runs import load_run
+from pyro_vae.training import TrainingError
 
 CONFIG = Config(
     encoder="mlp(hidden=(16,))", latent_dim=3, batch_size=100, epochs=6, warm_up=2, seed=3,
@@ -114,6 +117,41 @@ def test_a_process_killed_for_good_is_resumed(tmp_path):
         subprocess.run(command(*arguments), cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
     assert len(rows(tmp_path / "run")) == 40
     assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_training_that_fails_keeps_its_last_good_checkpoint(tmp_path, monkeypatch):
+    """A loss that is not finite in the fifth epoch: what was learned until then can be used."""
+    monkeypatch.setattr(run_training, "CHECKPOINT_INTERVAL", 1e9)
+    path = tmp_path / "run"
+    config, _, trainer = start_run(CONFIG, path)
+    loss_and_grads = trainer.svi.loss_and_grads
+
+    def fail(*args):
+        if trainer.progress.step == 60:
+            raise NonFiniteError("the loss")
+        return loss_and_grads(*args)
+
+    monkeypatch.setattr(trainer.svi, "loss_and_grads", fail)
+    with pytest.raises(TrainingError, match=r"step 61 .*last good checkpoint is kept in '.*run'"):
+        train_run(path, config, trainer)
+    assert load_state(path / "last.pt")["trainer"]["progress"]["step"] == 60
+    assert load_run(path).weights == "best"
+    monkeypatch.undo()
+    train(path)
+    assert len(rows(path)) == 6
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path):
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    file = tmp_path / "images.npy"
+    np.save(file, generator.integers(0, 256, size=(100, 4, 4), dtype=np.uint8))
+    config, _, trainer = start_run(CONFIG.replace(data=str(file)), tmp_path / "run")
+    train_run(tmp_path / "run", config, trainer, stop=lambda: True)
+    np.save(file, generator.integers(0, 256, size=(100, 4, 4), dtype=np.uint8))
+    with pytest.raises(InputError, match="was trained on other data than"):
+        resume_run(tmp_path / "run", {})
 
 
 def test_a_refused_run_leaves_no_folder(tmp_path):

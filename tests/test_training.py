@@ -1,5 +1,6 @@
 """The SVI loop: what it optimizes, that it resumes exactly, and that trainings never meet."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -15,8 +16,10 @@ from pyro_vae.assembly import build_pair
 from pyro_vae.config import Config
 from pyro_vae.data import load_data
 from pyro_vae.errors import InputError
+from pyro_vae.evaluation import log_likelihood
 from pyro_vae.objectives.trace import Trace
-from pyro_vae.run_training import facts_of
+from pyro_vae.run_training import facts_of, start_run
+from pyro_vae.seeding import seeded
 from pyro_vae.training import Trainer, TrainingError
 
 SMALL = Config(encoder="mlp(hidden=(16,))", latent_dim=3)
@@ -349,6 +352,105 @@ def test_a_gradient_that_is_not_finite_changes_nothing(digits):
     with pytest.raises(TrainingError, match=r"step 1 .*gradient of parameter 'guide.log_scale'"):
         fit(trainer)
     assert same(trainer.weights(), before)
+
+
+def test_an_infinite_loss_with_finite_gradients_changes_nothing(digits):
+    model, guide = build_pair(SMALL, facts_of(digits))
+
+    def impossible(x):
+        guide(x)
+        pyro.factor("nothing", torch.tensor(-math.inf), has_rsample=False)
+
+    trainer = make_trainer(digits, pair=(model, impossible), epochs=1)
+    before = trainer.weights()
+    with pytest.raises(TrainingError, match=r"step 1 .*the loss is not finite: site 'nothing'"):
+        fit(trainer)
+    assert same(trainer.weights(), before)
+
+
+def test_an_overflowing_gradient_names_the_largest(digits):
+    """Each element is finite, the sum of squares is not."""
+    model, _ = build_pair(SMALL, facts_of(digits))
+
+    class Guide(_Guide):
+        def posterior(self, x):
+            loc = (1e25 * self.log_scale).sin().expand(len(x), 3)
+            return dist.Normal(loc, 1.0, validate_args=False).to_event(1)
+
+    trainer = make_trainer(digits, pair=(model, Guide()), epochs=1)
+    with pytest.raises(TrainingError, match=r"the gradient of parameter 'guide.log_scale' reaches"):
+        fit(trainer)
+
+
+def test_a_programs_own_error_is_its_own(digits):
+    model, guide = build_pair(SMALL, facts_of(digits))
+
+    def buggy(x):
+        if len(x) > 2:  # after the constructor's first run
+            raise ValueError("my own bug")
+        return guide(x)
+
+    with pytest.raises(ValueError, match=r"^my own bug"):
+        fit(make_trainer(digits, pair=(model, buggy), epochs=1))
+
+
+class _Unnamed(pyro.nn.PyroModule):
+    def __init__(self, observes):
+        super().__init__()
+        self.net = nn.Linear(3, 3)
+        self.observes = observes
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(self.net(torch.zeros(3)), 1.0).to_event(1))
+            if self.observes:
+                logits = self.net(z)[..., :1, None].expand(*z.shape[:-1], 8, 8)
+                pyro.sample("x", dist.Bernoulli(logits=logits).to_event(2), obs=x)
+
+
+def test_programs_that_share_a_name_are_refused(digits):
+    """In Pyro the model's weights would move by exactly 0."""
+    with pytest.raises(InputError, match=r"model and guide share a name; name their roots"):
+        make_trainer(digits, pair=(_Unnamed(True), _Unnamed(False)))
+
+
+def test_trained_plain_functions_are_scored_in_the_trainers_store(digits):
+    def model(x):
+        logit = pyro.param("logit", torch.zeros(8, 8))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            logits = logit + 0 * z[..., None, None]
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(2), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    trainer = make_trainer(digits, pair=(model, guide), epochs=5, optimizer="adam(lr=0.05)")
+    rows, _ = fit(trainer)
+    assert trainer.validation_bound()[0] == pytest.approx(rows[-1]["valid_elbo"])
+    x = digits.valid.scored()
+    with trainer.parameters():
+        scored = log_likelihood(model, guide, x, 1).elbo.mean()
+    assert float(scored) == pytest.approx(rows[-1]["valid_elbo"], abs=1e-3)
+    assert not pyro.get_param_store().keys()
+
+
+def test_the_validation_error_of_video_is_over_blocks(digits):
+    ordered = dataclasses.replace(digits, ordered=True)
+    trainers = [make_trainer(data) for data in (digits, ordered)]
+    (bound, error), (same_bound, block_error) = (t.validation_bound() for t in trainers)
+    assert bound == same_bound
+    assert block_error != error
+
+
+def test_weights_and_noise_have_seeds_of_their_own(tmp_path, digits):
+    """The first noise of the training is not the stream the weights were drawn from."""
+    _, _, trainer = start_run(SMALL.replace(device="cpu"), tmp_path / "run")
+    first = next(trainer.guide.parameters()).detach().flatten()
+    with seeded(trainer.seed):
+        again = nn.Linear(64, 16).weight.detach().flatten()
+    assert not torch.isclose(first[:16], again[:16]).any()
 
 
 def test_a_program_without_parameters_is_refused(digits):

@@ -14,15 +14,20 @@ from pyro_vae.log_weights import (
     Latents,
     LogWeights,
     Program,
+    check_data,
     draw_latents,
     own_parameters,
     weigh,
 )
 from pyro_vae.seeding import derive_seed, seeded
+from pyro_vae.standard_error import standard_error_of_mean
 
 # Noise is drawn in blocks of this size, each under a seed of its own.
 DATA_BLOCK = 100
 SAMPLE_BLOCK = 128
+# Above this standard error, 1/√30 nats, few draws carry the estimate (an effective
+# sample size below 30 for large K) and the delta method understates error and bias.
+LARGEST_ERROR = 30**-0.5
 # How many z a CPU decodes at once by default: what fits its caches, 20 % faster than a block.
 CPU_CHUNK = 3200
 
@@ -40,9 +45,16 @@ class LogLikelihood:
     log_px: Tensor
     """IWAE-K, log p̂."""
     standard_error: Tensor
-    """Of log_px over draws, by the delta method: sd(w)/(√K p̂); NaN for K = 1."""
+    """Of log_px over draws, by the delta method: sd(w)/(√K p̂); NaN for K = 1.
+
+    It never exceeds 1: where few draws carry the estimate the true error is
+    larger, see ``understated``.
+    """
     bias: Tensor
-    """E log p̂ − log p(x) ≈ −½ standard_error², by the delta method; log_px is not corrected."""
+    """E log p̂ − log p(x) ≈ −½ standard_error², by the delta method; log_px is not corrected.
+
+    It never falls below −½: where few draws carry the estimate, the true bias is larger.
+    """
     ess: Tensor
     """Effective sample size, (Σ w)²/Σ w², between 1 and K."""
     elbo: Tensor
@@ -57,14 +69,25 @@ class LogLikelihood:
     kl_standard_error: Tensor
 
     @property
+    def understated(self) -> Tensor:
+        """Which data's ``standard_error`` and ``bias`` are lower limits, boolean ``[B]``.
+
+        Their ``standard_error`` is above 1/√30 = 0.18 nats, for large K an ``ess``
+        below 30. (A smaller one is no proof: the draws that would carry more
+        weight may not have been made.)
+        """
+        return self.standard_error > LARGEST_ERROR
+
+    @property
     def mean(self) -> float:
         """The mean of log_px over data."""
         return float(self.log_px.mean())
 
     @property
     def mean_standard_error(self) -> float:
-        """The standard error of ``mean`` over data, taken as independent."""
-        return float(self.log_px.std() / math.sqrt(len(self.log_px)))
+        """The standard error of ``mean`` over data, taken as independent; NaN for one datum."""
+        error = standard_error_of_mean(self.log_px)
+        return math.nan if error is None else error
 
     @property
     def mean_monte_carlo_error(self) -> float:
@@ -145,7 +168,9 @@ class _Moments:
         shift = mean - self.mean
         self.sum_squares += (values - mean).square().sum(dim=0)
         self.sum_squares += shift.square() * (self.count * count / total)
-        self.mean += shift * (count / total)
+        # A mean of −∞ (some weight was 0) stays −∞; its shift is NaN.
+        updated = self.mean + shift * (count / total)
+        self.mean = torch.where(updated.isnan(), -math.inf, updated)
         self.count = total
 
     def standard_error(self) -> Tensor:
@@ -213,9 +238,6 @@ def _slices(total: int, step: int) -> Iterator[slice]:
 
 
 def _check_arguments(x: Tensor, num_samples: int, chunk_size: int | None) -> None:
-    if num_samples < 1:
-        raise InputError(f"num_samples must be at least 1, got {num_samples}")
-    if chunk_size is not None and chunk_size < 1:
-        raise InputError(f"chunk_size must be at least 1, got {chunk_size}")
-    if x.dim() < 2 or len(x) == 0:
-        raise InputError(f"expected data of shape [B, *event_shape], got {list(x.shape)}")
+    check_data(x, num_samples)
+    if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
+        raise InputError(f"chunk_size must be a whole number, at least 1, got {chunk_size!r}")

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Split
-from pyro_vae.evaluation.importance import LogLikelihood, log_likelihood
+from pyro_vae.evaluation.importance import LARGEST_ERROR, LogLikelihood, log_likelihood
 from pyro_vae.log_weights import Program
 from pyro_vae.protocols import Facts
+from pyro_vae.standard_error import standard_error_of_mean
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Estimate:
     """What the estimate misses of its target in expectation, where an estimate is known."""
     unit: str = "nats/datum"
     note: str | None = None
+    understated: bool = False
+    """Whether standard_error and bias are lower limits, for want of effective samples."""
 
 
 @dataclass(frozen=True)
@@ -96,30 +99,12 @@ def evaluate(
     return Evaluation(estimates, protocol)
 
 
-def data_standard_error(values: Tensor, ordered: bool = False) -> float | None:
-    """Return the standard error over data of the mean of ``values`` ``[B]``.
-
-    Neighbouring frames of a video are alike: ordered data are cut into √B
-    contiguous blocks whose means are taken as independent (batch means).
-
-    Example:
-        >>> data_standard_error(torch.tensor([1.0, 3.0]))
-        1.0
-    """
-    if ordered:
-        num_blocks = math.isqrt(len(values))
-        values = torch.stack([block.mean() for block in values.tensor_split(num_blocks)])
-    if len(values) < 2:
-        return None
-    return float(values.std() / math.sqrt(len(values)))
-
-
 def _estimates(result: LogLikelihood, facts: Facts) -> dict[str, Estimate]:
     def estimate(values: Tensor, errors: Tensor, **extra: Any) -> Estimate:
         return Estimate(
             value=float(values.mean()),
             standard_error=_mean_error(errors),
-            data_standard_error=data_standard_error(values, facts.ordered),
+            data_standard_error=standard_error_of_mean(values, facts.ordered),
             count=len(values),
             **extra,
         )
@@ -132,7 +117,8 @@ def _estimates(result: LogLikelihood, facts: Facts) -> dict[str, Estimate]:
             result.log_px,
             result.standard_error,
             bias=None if result.num_samples == 1 else float(result.bias.mean()),
-            note=f"IWAE-{result.num_samples}, a lower bound in expectation",
+            note=f"IWAE-{result.num_samples}, a lower bound in expectation{_ess_note(result)}",
+            understated=bool(result.understated.any()),
         ),
     }
     if facts.measure in ("binary", "levels") or facts.dequantized:
@@ -156,6 +142,18 @@ def _bits_per_dim(log_px: Estimate, facts: Facts) -> Estimate:
         bias=scaled(log_px.bias, -1),
         unit="bits/dim",
         note="of dequantized values, an upper bound" if facts.dequantized else "an upper bound",
+        understated=log_px.understated,
+    )
+
+
+def _ess_note(result: LogLikelihood) -> str:
+    share = float(result.understated.double().mean())
+    if share == 0:
+        return ""
+    return (
+        f"; {share:.0%} of the data have an error over draws above {LARGEST_ERROR:.2f} (median "
+        f"effective sample size of all: {float(result.ess.median()):.0f}), where the delta method "
+        "understates error and bias: both are lower limits"
     )
 
 

@@ -284,6 +284,55 @@ def test_a_weight_of_zero_is_no_error():
     assert (result.standard_error < 0.03).all()
 
 
+def test_a_weight_of_zero_gives_an_elbo_of_minus_infinity(linear_gaussian):
+    """In one block or in three: some log w is −∞, and so is their mean."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Uniform(0.0, 2.0))
+            inside = torch.where(z < 1.9, 0.0, -math.inf)
+            data = dist.Delta(x[:, 0].expand(z.shape), log_density=inside)
+            pyro.sample("x", data, obs=x[:, 0])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Uniform(0.0, 2.0).expand([len(x)]))
+
+    for num_samples in (100, 300):
+        result = log_likelihood(model, guide, torch.zeros(5, 1), num_samples)
+        assert (result.elbo == -math.inf).all()
+        assert torch.isfinite(result.log_px).all()
+
+
+def test_errors_of_a_bad_guide_are_called_understated():
+    """Twenty latents, q the prior: log p(x) is missed by far more than error and bias say."""
+    sigma = 0.3
+
+    def prior_guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x.new_zeros(20), x.new_ones(20)).to_event(1))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(20), x.new_ones(20)).to_event(1))
+            pyro.sample("x", dist.Normal(z, sigma).to_event(1), obs=x)
+
+    generator = torch.Generator().manual_seed(0)
+    x = 1.04 * torch.randn(30, 20, generator=generator, dtype=torch.float64)
+    exact = dist.Normal(0.0, math.sqrt(1 + sigma**2)).log_prob(x).sum(-1)
+    result = log_likelihood(model, prior_guide, x, 1000)
+    missed = exact - result.log_px
+    assert (missed > 10 * result.standard_error - result.bias).all()
+    assert result.understated.all()
+    assert (result.bias >= -0.5).all()
+
+
+def test_errors_of_a_good_guide_are_not(linear_gaussian):
+    guide = linear_gaussian.guide_of(linear_gaussian.diagonal_guide(variance=1.3))
+    x = linear_gaussian.simulate(50, seed=0)
+    assert not log_likelihood(linear_gaussian.model, guide, x, 1000).understated.any()
+
+
 def _nan_model(x: Tensor) -> None:
     with pyro.plate("data", len(x), dim=-1):
         z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
@@ -298,10 +347,10 @@ def _unit_guide(x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_samples": 0}, "num_samples must be at least 1"),
-        ({"chunk_size": 0}, "chunk_size must be at least 1"),
+        ({"num_samples": 0}, "num_samples must be a whole number, at least 1"),
+        ({"chunk_size": 0}, "chunk_size must be a whole number, at least 1"),
         ({"x": torch.zeros(0, 1)}, "expected data of shape"),
-        ({"x": torch.zeros(3)}, "expected data of shape"),
+        ({"x": torch.zeros(())}, "expected data of shape"),
         ({}, "a log-weight is NaN"),
     ],
 )

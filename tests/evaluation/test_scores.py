@@ -10,8 +10,8 @@ from pyro_vae.data.images import TensorImages
 from pyro_vae.data.splits import Split
 from pyro_vae.data.values import Values
 from pyro_vae.evaluation import evaluate, log_likelihood
-from pyro_vae.evaluation.scores import data_standard_error
 from pyro_vae.protocols import Facts
+from pyro_vae.standard_error import standard_error_of_mean
 
 
 @pytest.fixture
@@ -145,10 +145,10 @@ def test_ordered_data_have_the_larger_error_they_deserve():
     for e in noise:
         series.append(0.9 * series[-1] + e)
     values = torch.stack(series[1:])
-    independent = data_standard_error(values)
-    blocked = data_standard_error(values, ordered=True)
+    independent = standard_error_of_mean(values)
+    blocked = standard_error_of_mean(values, ordered=True)
     assert blocked / independent == pytest.approx(math.sqrt(19), rel=0.25)
 
 
 def test_one_datum_has_no_error_over_data():
-    assert data_standard_error(torch.ones(1)) is None
+    assert standard_error_of_mean(torch.ones(1)) is None

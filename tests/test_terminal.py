@@ -1,0 +1,62 @@
+"""The progress bar and the table, as a terminal shows them."""
+
+import io
+import re
+
+import torch
+from rich.console import Console
+
+from pyro_vae import terminal
+from pyro_vae.assembly import build_pair
+from pyro_vae.config import Config
+from pyro_vae.data import load_data
+from pyro_vae.evaluation import Estimate, Evaluation
+from pyro_vae.run_training import facts_of
+from pyro_vae.terminal import TrainingDisplay, evaluation_table
+from pyro_vae.training import Trainer
+
+
+def train(is_terminal: bool, **options) -> str:
+    data = load_data("digits")
+    torch.manual_seed(0)
+    pair = build_pair(Config(encoder="mlp(hidden=(8,))", latent_dim=2), facts_of(data))
+    trainer = Trainer(*pair, data, epochs=3, **options)
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=120, color_system=None)
+    with TrainingDisplay(console, trainer) as display:
+        trainer.fit(display.on_epoch, display.on_step)
+        if is_terminal:
+            display.bar.refresh()
+    return console.file.getvalue()
+
+
+def test_the_bar_shows_bounds_beta_speed_and_time_left(monkeypatch):
+    monkeypatch.setattr(terminal, "REFRESH_INTERVAL", 0.0)
+    shown = train(is_terminal=True)
+    for part in (
+        r"epoch 3/3",
+        r"ELBO -\d+\.\d\d valid -\d+\.\d\d",
+        r"β 1\.00",
+        r"\d data/s \d:\d\d:",
+    ):
+        assert re.search(part, shown), part
+
+
+def test_plain_lines_off_a_terminal():
+    lines = train(is_terminal=False, beta=0.5, warm_up=2).splitlines()
+    assert lines[0].startswith("epoch 1/3  step 11  β-ELBO -")
+    assert lines[-1].startswith("epoch 3/3  step 33  β-ELBO -")
+    assert "β 0.50" in lines[-1]
+    assert "data/s" in lines[-1]
+    assert "\x1b" not in "".join(lines)
+
+
+def test_a_table_row_has_the_digits_of_its_error_and_marks_lower_limits():
+    estimates = {
+        "elbo": Estimate(-103.123456, 0.0123, 0.31, 100),
+        "log_likelihood": Estimate(-97.123456, 0.25, 0.31, 100, bias=-0.4, understated=True),
+    }
+    console = Console(file=io.StringIO(), width=100)
+    console.print(evaluation_table(Evaluation(estimates, {"num_samples": 7})))
+    rows = [line.split() for line in console.file.getvalue().splitlines() if "nats" in line]
+    assert rows[0] == ["ELBO", "-103.123", "0.012", "0.310", "–", "nats/datum"]
+    assert rows[1][-5:] == ["-97.12", "≥0.25", "0.31", "≤-0.40", "nats/datum"]
