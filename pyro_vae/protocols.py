@@ -47,10 +47,18 @@ class Facts:
     discrete: bool = False
 
     @property
-    def has_valid_shape(self) -> bool:
-        """Whether ``event_shape`` is one to three positive sizes."""
+    def is_valid(self) -> bool:
+        """Whether every field is of its kind: one to three positive sizes, n ≥ 2, flags."""
         sizes = self.event_shape
-        return 1 <= len(sizes) <= 3 and all(type(size) is int and size > 0 for size in sizes)
+        flags = (self.dequantized, self.ordered, self.discrete)
+        return (
+            1 <= len(sizes) <= 3
+            and all(type(size) is int and size > 0 for size in sizes)
+            and self.measure in MEASURES
+            and (self.num_levels is None or (type(self.num_levels) is int and self.num_levels > 1))
+            and all(type(flag) is bool for flag in flags)
+            and type(self.constant_dims) is int
+        )
 
     @property
     def num_dims(self) -> int:

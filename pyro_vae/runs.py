@@ -19,7 +19,7 @@ from pyro_vae.checkpoint import (
 from pyro_vae.config import Config, read_yaml, resolve_device
 from pyro_vae.data import DataSplits, load_data
 from pyro_vae.errors import InputError
-from pyro_vae.protocols import MEASURES, Facts
+from pyro_vae.protocols import Facts
 from pyro_vae.seeding import forked
 
 
@@ -135,7 +135,7 @@ def read_config(path: Path) -> tuple[Config, Facts]:
         facts = Facts(**{**facts, "event_shape": tuple(facts["event_shape"])})
     except (KeyError, TypeError):
         facts = None
-    if facts is None or facts.measure not in MEASURES or not facts.has_valid_shape:
+    if facts is None or not facts.is_valid:
         raise InputError(f"'{file}' is damaged: its facts do not describe data")
     return config, facts
 

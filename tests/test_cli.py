@@ -357,6 +357,8 @@ DAMAGE = {
         EVALUATE, spoil_text("config.yaml", "latent_dim: 2", "latent_dim: 3"), "of another model"),
     "other data": (
         EVALUATE, spoil_text("config.yaml", "[8, 8]", "[4, 16]"), "trained on data of shape"),
+    "facts with a flag that is none": (
+        EVALUATE, spoil_text("config.yaml", '"ordered": false', '"ordered": 3'), "do not describe"),
     "no weights": (
         EVALUATE, lambda run: (run / "best.safetensors").unlink(), "no complete epoch yet"),
     "truncated weights": (EVALUATE, cut("best.safetensors", 500), "best.safetensors' is damaged"),

@@ -48,6 +48,37 @@ def test_mnist(data_root):
     assert not rows(data.valid) & rows(data.train.subset(5000))
 
 
+def write_idx(path, array):
+    """The format of MNIST's raw files: a magic number, big-endian sizes, bytes."""
+    header = np.array([0x0800 + array.ndim, *array.shape], dtype=">i4")
+    path.write_bytes(header.tobytes() + array.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")]
+)
+def test_mnists_relatives_are_read_from_their_own_folder(tmp_path, name, folder):
+    raw = tmp_path / folder / "raw"
+    raw.mkdir(parents=True)
+    made = {}
+    for part, count in (("train", 60_000), ("t10k", 10_000)):
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        images = np.zeros((count, 28, 28), np.uint8)
+        images[:, 0, 0] = 20 * labels + (part == "t10k")
+        images[:, 27, 3] = np.arange(count) % 251
+        write_idx(raw / f"{part}-images-idx3-ubyte", images)
+        write_idx(raw / f"{part}-labels-idx1-ubyte", labels)
+        made[part] = images
+    data = load_data(f"{name}(values=levels)", tmp_path)
+    assert data.spec.startswith(f"{name}(")
+    assert [len(s) for s in (data.train, data.valid, data.test)] == [50_000, 10_000, 10_000]
+    for split, test in ((data.train, 0), (data.valid, 0), (data.test, 1)):
+        x = split.scored(slice(0, 500))
+        assert (x[:, 0, 0] == 20 * split.labels[:500] + test).all()
+    first = data.test.scored(slice(0, 300))[:, 27, 3].int().numpy()
+    assert (first == made["t10k"][:300, 27, 3]).all()
+
+
 def test_mnist_binarized_dynamically(data_root):
     data = load_data("mnist", data_root)
     assert data.spec == "mnist(values=binary, binarize=dynamic)"
