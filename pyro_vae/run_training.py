@@ -46,12 +46,13 @@ def start_run(config: Config, path: Path) -> tuple[Config, DataSplits, Trainer]:
     config = config.replace(code=component_hashes(config), device=str(device))
     data = load_data(config.data, config.data_root)
     config = config.replace(data=data.spec)
-    trainer = _make_trainer(config, data)
+    facts = facts_of(data)
+    trainer = _make_trainer(config, data, facts)
     try:
         path.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"cannot make the folder '{path}': {error.strerror}") from None
-    _write_config(path, config, facts_of(data), _content(data))
+    _write_config(path, config, facts, _content(data))
     return config, data, trainer
 
 
@@ -78,7 +79,7 @@ def resume_run(
     content = read_yaml(path / "config.yaml").get("content")
     if facts_of(data) != facts or _content(data) != content:
         raise InputError(f"'{path}' was trained on other data than {extended.data} is now")
-    trainer = _make_trainer(extended, data)
+    trainer = _make_trainer(extended, data, facts)
     checkpoint = path / "last.pt"
     if checkpoint.exists():
         state = load_state(checkpoint)
@@ -177,10 +178,10 @@ def _check_support(likelihood: Any, data: DataSplits, config: Config) -> None:
                 )
 
 
-def _make_trainer(config: Config, data: DataSplits) -> Trainer:
+def _make_trainer(config: Config, data: DataSplits, facts: Facts) -> Trainer:
     device = config.torch_device()
     with seeded(derive_seed(config.seed, "weights")):
-        model, guide = build_pair(config, facts_of(data), data.data_mean)
+        model, guide = build_pair(config, facts, data.data_mean)
     _check_support(model.likelihood, data, config)
     return Trainer(
         model,

@@ -168,9 +168,9 @@ class _Moments:
         shift = mean - self.mean
         self.sum_squares += (values - mean).square().sum(dim=0)
         self.sum_squares += shift.square() * (self.count * count / total)
-        # A mean of −∞ (some weight was 0) stays −∞; its shift is NaN.
+        # An infinite mean (some weight was 0) stays what it is; its shift is NaN.
         updated = self.mean + shift * (count / total)
-        self.mean = torch.where(updated.isnan(), -math.inf, updated)
+        self.mean = torch.where(updated.isnan(), self.mean + mean, updated)
         self.count = total
 
     def standard_error(self) -> Tensor:

@@ -151,7 +151,7 @@ def _ess_note(result: LogLikelihood) -> str:
     if share == 0:
         return ""
     return (
-        f"; {share:.0%} of the data have an error over draws above {LARGEST_ERROR:.2f} (median "
+        f"; {share:.1%} of the data have an error over draws above {LARGEST_ERROR:.2f} (median "
         f"effective sample size of all: {float(result.ess.median()):.0f}), where the delta method "
         "understates error and bias: both are lower limits"
     )

@@ -291,6 +291,25 @@ def test_a_weight_of_zero_is_no_error():
         assert torch.isfinite(few.log_px).all()
 
 
+def test_infinite_terms_keep_their_sign_over_blocks():
+    """Where the prior's density is 0, KL is +∞ and the ELBO −∞, in one block as in three."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Uniform(0.0, 1.0, validate_args=False))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Uniform(0.0, 1.1).expand([len(x)]))
+
+    for num_samples in (100, 300):
+        result = log_likelihood(model, guide, torch.zeros(5, 1), num_samples)
+        assert (result.kl == math.inf).all()
+        assert (result.elbo == -math.inf).all()
+        assert torch.isfinite(result.reconstruction).all()
+
+
 def test_errors_of_a_bad_guide_are_called_understated():
     """Twenty latents, q the prior: log p(x) is missed by far more than error and bias say."""
     sigma = 0.3

@@ -113,6 +113,21 @@ def test_one_sample_has_no_error_over_draws(linear_gaussian, digits):
     assert estimates["log_likelihood"].bias is None
 
 
+@pytest.mark.parametrize(("shift", "understated"), [(0.0, False), (5.0, True)])
+def test_errors_that_are_lower_limits_are_marked(linear_gaussian, digits, shift, understated):
+    def guide(x):
+        parameters = linear_gaussian.diagonal_guide(shift=shift)
+        linear_gaussian.guide_of(parameters)(x.flatten(1)[:, 20:25].double())
+
+    model, _ = _programs(linear_gaussian)
+    facts = Facts((8, 8), "continuous", num_levels=17, dequantized=True)
+    estimates = evaluate(model, guide, digits, facts, num_samples=500).estimates
+    for name in ("log_likelihood", "bits_per_dim"):
+        assert estimates[name].understated is understated
+    assert ("100.0% of the data" in estimates["log_likelihood"].note) is understated
+    assert estimates["elbo"].understated is False
+
+
 def test_protocol_names_all_that_the_number_depends_on(linear_gaussian):
     data = load_data("digits(values=continuous)")
     subset = data.test.subset(10)
