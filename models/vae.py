@@ -5,14 +5,12 @@ __all__ = ["VAE"]
 from typing import Any
 
 import pyro
-from pyro.distributions import TorchDistribution
-from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_vae.errors import InputError
+from ._decoded import Decoded
 
 
-class VAE(PyroModule):
+class VAE(Decoded):
     """One stochastic layer, p(z) p(x|z): z from the prior, x from the decoded likelihood.
 
     References:
@@ -38,24 +36,8 @@ class VAE(PyroModule):
         output_bias: str = "zero",
         data_mean: Tensor | None = None,
     ):
-        super().__init__("model")
-        if output_bias not in ("zero", "data_mean"):
-            raise InputError(f"vae: output_bias must be zero or data_mean, got {output_bias!r}")
+        super().__init__(likelihood, decoder, event_shape, output_bias, data_mean)
         self.prior = prior
-        self.likelihood = likelihood
-        self.decoder = decoder
-        self.event_dim = len(event_shape)
-        if output_bias == "data_mean" and data_mean is not None:
-            if not hasattr(likelihood, "params_at"):
-                raise InputError(
-                    "vae: this likelihood has no params_at, so output_bias must be zero"
-                )
-            decoder.set_output_bias(likelihood.params_at(data_mean))
-
-    def decode(self, z: Tensor) -> TorchDistribution:
-        """Return p(x|z), ``batch_shape [*]`` and ``event_shape``, for z ``[*, latent_dim]``."""
-        p = self.likelihood(self.decoder(z))
-        return p.to_event(self.event_dim - p.event_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the program on ``x`` ``[B, *event_shape]``; returns the latents."""

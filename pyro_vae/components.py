@@ -43,10 +43,13 @@ UNSUPPORTED = frozenset(
 # Received by name where a constructor asks for them; never given in a spec.
 OFFERED = frozenset(
     (
-        "latent_dim", "event_shape", "num_levels", "data_mean", "encoder", "posterior", "model",
-        "prior", "likelihood", "decoder", "params", "optimizer",
+        "latent_dim", "latent_dims", "event_shape", "measure", "num_levels", "data_mean",
+        "data_sample", "encoder", "posterior", "has_density", "model", "prior", "likelihood",
+        "decoder", "params", "optimizer",
     )
 )  # fmt: skip
+# The model's spec may say how many latents there are; everything else is offered them.
+DECLARED = frozenset((("model", "latent_dims"),))
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,12 @@ class Component:
         return {
             name: ... if parameter.default is parameter.empty else parameter.default
             for name, parameter in self._parameters().items()
-            if name not in OFFERED
+            if name not in OFFERED or (self.kind, name) in DECLARED
         }
+
+    def asks_for(self, name: str) -> bool:
+        """Whether the constructor receives ``name``."""
+        return name in self._parameters()
 
     @property
     def summary(self) -> str:
@@ -98,7 +105,7 @@ class Component:
             ):
                 raise InputError(f"{self.kind} {shown} needs {key}=…")
         try:
-            return self.constructor(**received, **arguments)
+            return self.constructor(**{**received, **arguments})
         except InputError:
             raise
         except (TypeError, ValueError) as error:

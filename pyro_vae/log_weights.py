@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -88,10 +89,24 @@ def check_data(x: Tensor, num_samples: int) -> None:
         raise InputError(f"num_samples must be a whole number, at least 1, got {num_samples!r}")
 
 
-def draw_latents(guide: Program, x: Tensor, num_samples: int) -> Latents:
-    """Draw ``num_samples`` z ~ q(z|x) for every datum; the encoder runs once a datum."""
+def draw_latents(
+    guide: Program, x: Tensor, num_samples: int, *, allow_points: bool = False
+) -> Latents:
+    """Draw ``num_samples`` z ~ q(z|x) for every datum; the encoder runs once a datum.
+
+    Raises:
+        InputError: q is a point mass at some site, which has no density, and
+            ``allow_points`` is not set: then log p(x, z) is no bound on log p(x).
+    """
     trace = poutine.trace(_under_particles(guide, num_samples)).get_trace(x)
     sites = dict(_sites(trace))
+    for name, site in sites.items():
+        if not allow_points and _is_point(site["fn"]):
+            raise InputError(
+                f"latent site {name!r} of the guide is a Delta, a point without a density: it has "
+                "no ELBO, no IWAE and no KL (to train it as an autoencoder, give the guide "
+                "has_bound = False)"
+            )
     values = {name: site["value"] for name, site in sites.items() if not site["is_observed"]}
     return Latents(values, _total(sites, num_samples, x, "guide"))
 
@@ -155,6 +170,12 @@ def _under_particles(program: Program, num_samples: int) -> Program:
             ) from None
 
     return run
+
+
+def _is_point(fn: Any) -> bool:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
 
 
 def _sites(trace: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,6 +1,6 @@
 """Encoder and decoder bodies; no probability in here."""
 
-__all__ = ["mlp", "gated_mlp", "conv", "Network", "Encoder", "Decoder"]
+__all__ = ["mlp", "gated_mlp", "conv", "linear", "Network", "Encoder", "Decoder"]
 
 import itertools
 from collections.abc import Callable
@@ -31,6 +31,7 @@ class Encoder(nn.Module):
         event_shape: the shape of one datum.
         out_features: the width of the features.
         input_scale: x is divided by it first, n − 1 for levels 0 … n−1.
+        log_input: log(1 + x) enters for x, for counts.
     """
 
     def __init__(
@@ -39,12 +40,14 @@ class Encoder(nn.Module):
         event_shape: tuple[int, ...],
         out_features: int,
         input_scale: float = 1.0,
+        log_input: bool = False,
     ):
         super().__init__()
         self.body = body
         self.event_shape = tuple(event_shape)
         self.out_features = out_features
         self.input_scale = input_scale
+        self.log_input = log_input
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` ``[*, *event_shape]`` to features ``[*, out_features]``."""
@@ -56,6 +59,9 @@ class Encoder(nn.Module):
             )
         if self.input_scale != 1.0:
             x = x / self.input_scale
+        if self.log_input:
+            # log(1 + x) of counts; a learned pseudo-input may be negative, and keeps a gradient.
+            x = torch.where(x > 0, x.clamp(min=0).log1p(), x)
         features: Tensor = self.body(x.reshape(-1, *self.event_shape))
         return features.reshape(*x.shape[:split], self.out_features)
 
@@ -188,19 +194,25 @@ def conv(
     return Network(encoder, decoder)
 
 
+def linear() -> Network:
+    """No hidden layer: features are the data, decoded parameters an affine map of z."""
+    return _dense((), lambda i, o: [])
+
+
 def _dense(hidden: tuple[int, ...], layer: Callable[[int, int], list[nn.Module]]) -> Network:
     def stack(sizes: tuple[int, ...]) -> list[nn.Module]:
         return [module for i, o in itertools.pairwise(sizes) for module in layer(i, o)]
 
     def encoder(event_shape: tuple[int, ...]) -> tuple[nn.Module, int]:
-        body = nn.Sequential(nn.Flatten(), *stack((prod(event_shape), *hidden)))
-        return body, hidden[-1]
+        sizes = (prod(event_shape), *hidden)
+        return nn.Sequential(nn.Flatten(), *stack(sizes)), sizes[-1]
 
     def decoder(
         latent_dim: int, event_shape: tuple[int, ...], params_per_dim: int
     ) -> nn.Sequential:
-        output = nn.Linear(hidden[0], params_per_dim * prod(event_shape))
-        return nn.Sequential(*stack((latent_dim, *reversed(hidden))), output)
+        sizes = (latent_dim, *reversed(hidden))
+        output = nn.Linear(sizes[-1], params_per_dim * prod(event_shape))
+        return nn.Sequential(*stack(sizes), output)
 
     return Network(encoder, decoder)
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from pyro_vae.assembly import build_pair, component_hashes
+from pyro_vae.assembly import build_pair, component_hashes, latent_dims
 from pyro_vae.checkpoint import load_state, save_state, save_weights, write_atomically
 from pyro_vae.components import build
 from pyro_vae.config import Config, read_yaml
@@ -45,7 +46,7 @@ def start_run(config: Config, path: Path) -> tuple[Config, DataSplits, Trainer]:
     config = config.with_absolute_paths()
     config = config.replace(code=component_hashes(config), device=str(device))
     data = load_data(config.data, config.data_root)
-    config = config.replace(data=data.spec)
+    config = config.replace(data=data.spec, latent_dim=latent_dims(config)[-1])
     facts = facts_of(data)
     trainer = _make_trainer(config, data, facts)
     try:
@@ -180,8 +181,14 @@ def _check_support(likelihood: Any, data: DataSplits, config: Config) -> None:
 
 def _make_trainer(config: Config, data: DataSplits, facts: Facts) -> Trainer:
     device = config.torch_device()
+
+    def sample(count: int) -> Tensor:
+        if count > len(data.train):
+            raise InputError(f"{count} training data were asked for, there are {len(data.train)}")
+        return data.train.subset(count, derive_seed(config.seed, "sample")).scored()
+
     with seeded(derive_seed(config.seed, "weights")):
-        model, guide = build_pair(config, facts, data.data_mean)
+        model, guide = build_pair(config, facts, data.data_mean, sample)
     _check_support(model.likelihood, data, config)
     return Trainer(
         model,

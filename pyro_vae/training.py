@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO, SVI
 from pyro.infer.util import torch_item
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from pyro_vae.annealing import Beta, linear_warm_up
 from pyro_vae.data import DataSplits
 from pyro_vae.errors import InputError
-from pyro_vae.log_weights import Program, log_weights
+from pyro_vae.log_weights import LogWeights, Program, draw_latents, weigh
 from pyro_vae.nonfinite import NonFiniteError, explain, largest_gradient
 from pyro_vae.objectives.trace import Trace
 from pyro_vae.optim import (
@@ -222,7 +221,7 @@ class Trainer:
     def validation_bound(self) -> tuple[float, float]:
         """Return the β = 1 ELBO on the validation data and its standard error, nats per datum.
 
-        One z a datum, the same noise at every call: epochs differ by their
+        Of a guide without a bound, the log-joint log p(x, z(x)). One z a datum, the same noise at every call: epochs differ by their
         weights alone. The standard error is over data and draws together, over
         blocks of neighbours where data are ordered; NaN for one datum.
         """
@@ -231,10 +230,20 @@ class Trainer:
         store = contextlib.nullcontext() if self._running else self.parameters()
         with store, self._evaluation_mode(), seeded(seed, self.device):
             for x in self._validation_batches():
-                bounds.append(log_weights(self.model, self.guide, x, 1)[0].double())
+                bounds.append(self._draw_weights(x).log_weight[0].double())
         bound = torch.cat(bounds)
         error = standard_error_of_mean(bound, self.data.ordered)
         return float(bound.mean()), math.nan if error is None else error
+
+    @property
+    def criterion(self) -> str:
+        """What training maximizes at β = 1: ``elbo``; ``log_joint`` where the guide is a point."""
+        return "elbo" if getattr(self.guide, "has_bound", True) else "log_joint"
+
+    def _draw_weights(self, x: Tensor) -> LogWeights:
+        """One z a datum, weighed; in the current parameter store."""
+        latents = draw_latents(self.guide, x, 1, allow_points=self.criterion == "log_joint")
+        return weigh(self.model, x, latents)
 
     def _validation_batches(self) -> Iterable[Tensor]:
         """The validation data on the device: drawn once and kept, if they fit."""
@@ -314,10 +323,10 @@ class Trainer:
         row = {
             "epoch": progress.epoch,
             "step": progress.step,
-            "elbo": -progress.loss_sum / progress.count,
+            self.criterion: -progress.loss_sum / progress.count,
             "beta": progress.beta,
-            "valid_elbo": bound,
-            "valid_elbo_standard_error": error,
+            f"valid_{self.criterion}": bound,
+            f"valid_{self.criterion}_standard_error": error,
             "best": best,
             "learning_rate": self.optim.optimizer.param_groups[0]["lr"],
             "gradient_norm": progress.gradient_norm,
@@ -333,8 +342,7 @@ class Trainer:
         x = self.data.train.scored(slice(0, min(2, len(self.data.train))))
         x = x.to(self.device, self.dtype)
         with self._evaluation_mode(), torch.no_grad():
-            guide_trace = poutine.trace(self.guide).get_trace(x)
-            poutine.replay(self.model, trace=guide_trace)(x)
+            self._draw_weights(x)
         parameters = dict(pyro.get_param_store().named_parameters())
         if not parameters:
             raise InputError("neither model nor guide has a parameter to train")

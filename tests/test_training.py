@@ -358,8 +358,10 @@ def test_an_infinite_loss_with_finite_gradients_changes_nothing(digits):
     model, guide = build_pair(SMALL, facts_of(digits))
 
     def impossible(x):
-        guide(x)
-        pyro.factor("nothing", torch.tensor(-math.inf), has_rsample=False)
+        q = guide.posterior(x)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", q)
+            pyro.factor("nothing", x.new_full((len(x),), -math.inf), has_rsample=False)
 
     trainer = make_trainer(digits, pair=(model, impossible), epochs=1)
     before = trainer.weights()
@@ -454,12 +456,28 @@ def test_weights_and_noise_have_seeds_of_their_own(tmp_path, digits):
 
 
 def test_a_program_without_parameters_is_refused(digits):
-    def program(x):
+    def guide(x):
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
+    def model(x):
+        guide(x)
+        with pyro.plate("pixels", len(x), dim=-1):
+            pyro.sample("x", dist.Bernoulli(x.new_full((8, 8), 0.5)).to_event(2), obs=x)
+
     with pytest.raises(InputError, match="neither model nor guide has a parameter"):
-        make_trainer(digits, pair=(program, program))
+        make_trainer(digits, pair=(model, guide))
+
+
+def test_programs_of_other_latents_are_refused_before_training(digits):
+    model, _ = build_pair(SMALL, facts_of(digits))
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("y", dist.Normal(pyro.param("loc", torch.zeros(3)), 1.0).to_event(1))
+
+    with pytest.raises(InputError, match=r"latent site '\w' is in the (model|guide) but not in"):
+        make_trainer(digits, pair=(model, guide))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
