@@ -1,0 +1,44 @@
+"""What the guides with a flow share."""
+
+__all__ = ["FlowGuide", "standard_normal_like"]
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+
+class FlowGuide(PyroModule):
+    """A guide with μ(x), σ(x) and a flow: subclasses give the ``posterior``.
+
+    Arguments:
+        encoder: maps x ``[B, *event_shape]`` to features ``[B, out_features]``.
+        latent_dim: the dimension of z.
+    """
+
+    has_density = True
+
+    def __init__(self, encoder: Any, latent_dim: int):
+        super().__init__("guide")
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.out_features, 2 * latent_dim)
+
+    def posterior(self, x: Tensor) -> dist.TorchDistribution:
+        """Return q(z|x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sample z for ``x`` ``[B, *event_shape]``; the encoder runs once a datum."""
+        q = self.posterior(x)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z: Tensor = pyro.sample("z", q)
+            return z
+
+
+def standard_normal_like(x: Tensor) -> dist.TorchDistribution:
+    """Return N(0, I) over the last dimension of ``x``, in its shape, dtype and device."""
+    zero = torch.zeros_like(x)
+    return dist.Normal(zero, torch.ones_like(x), validate_args=False).to_event(1)
