@@ -1,6 +1,7 @@
 """What a prior, a likelihood, a guide and a network body must offer, and the checks of it."""
 
 __all__ = [
+    "MEASURES",
     "Facts",
     "Prior",
     "Likelihood",
@@ -10,6 +11,7 @@ __all__ = [
     "check_likelihood",
     "check_guide",
     "check_measure",
+    "check_learned_scale",
 ]
 
 from dataclasses import dataclass
@@ -81,7 +83,11 @@ class Prior(Protocol):
 
 @runtime_checkable
 class Likelihood(Protocol):
-    """p(x | params): an ``nn.Module`` over the decoder's outputs."""
+    """p(x | params): an ``nn.Module`` over the decoder's outputs.
+
+    It may have ``learns_scale`` (true where some scale is learned, so that data
+    need be without atoms) and ``params_at(mean)``, the parameters of a given mean.
+    """
 
     params_per_dim: int
     support: Any
@@ -97,7 +103,11 @@ class Likelihood(Protocol):
 
 @runtime_checkable
 class Guide(Protocol):
-    """q(z | x): a Pyro program of ``x`` ``[B, *event_shape]``."""
+    """q(z | x): a Pyro program of ``x`` ``[B, *event_shape]``.
+
+    ``has_density`` tells whether log q is known at any z, not only at its own
+    draws. A guide with ``has_bound = False`` has no ELBO: it is a point.
+    """
 
     has_density: bool
 
@@ -189,15 +199,12 @@ _FIX = {
     "binary": "values=binary",
     "levels": "values=levels",
     "continuous": "values=continuous",
-    "counts": "integer counts",
+    "counts": "values=counts",
 }
 
 
 def check_measure(likelihood: Any, facts: Facts, likelihood_spec: str, data_spec: str) -> None:
     """Refuse a likelihood of another measure than the data's, naming the fix.
-
-    A learned scale needs values without atoms: on discrete or constant
-    dimensions its likelihood has no maximum.
 
     Raises:
         InputError: with the data spec to use instead.
@@ -207,6 +214,16 @@ def check_measure(likelihood: Any, facts: Facts, likelihood_spec: str, data_spec
             f"likelihood {likelihood_spec} needs {likelihood.measure} data, {data_spec} is "
             f"{facts.measure}; {_fix(likelihood, facts, data_spec)}, or use another likelihood"
         )
+
+
+def check_learned_scale(
+    likelihood: Any, facts: Facts, likelihood_spec: str, data_spec: str
+) -> None:
+    """Refuse a learned scale on discrete or constant dimensions: its likelihood has no maximum.
+
+    Raises:
+        InputError: with the values or the scale to use instead.
+    """
     if getattr(likelihood, "learns_scale", False) and not facts.dequantized:
         if facts.discrete:
             raise InputError(
@@ -226,10 +243,9 @@ def _fix(likelihood: Any, facts: Facts, data_spec: str) -> str:
     """How to get data of the likelihood's measure."""
     wanted, spec = _FIX[likelihood.measure], parse_spec(data_spec)
     # Reals, and data that hold only 0 and 1, have no levels to make other values from.
-    if likelihood.measure == "counts":
-        return f"give {wanted}"
     if facts.measure == "continuous" and not facts.dequantized:
-        return f"give whole grey levels and {wanted}"
+        whole = "whole numbers" if likelihood.measure == "counts" else "whole grey levels"
+        return f"give {whole} and {wanted}"
     if facts.measure == "binary" and spec.arguments.get("binarize") == "none":
         return f"give grey levels and {wanted}"
     return f"use data with {wanted}, such as '{spec.name}({wanted})'"

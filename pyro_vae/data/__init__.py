@@ -5,6 +5,7 @@ whole numbers 0 … n−1 kept as such; what a model sees are float tensors of o
 
 - ``binary``: 0 or 1, by a Bernoulli(l / (n−1)) draw or by the threshold l / (n−1) ≥ ½;
 - ``levels``: l itself, as a float;
+- ``counts``: whole numbers 0, 1, 2, … as floats, without an upper limit;
 - ``continuous``: (l + u) / n with u uniform on (0, 1), or real numbers as they were given.
 """
 

@@ -18,6 +18,7 @@ from pyro_vae.errors import InputError, suggest
 
 _WHOLE = ("x", "images")
 _LABELS = ("labels", "y")
+_MAX_COUNT = 2**24  # float32 holds every whole number up to here
 _SPLIT_LABELS = tuple(f"{name}_labels" for name in SPLITS)
 _UNREADABLE = (
     OSError, EOFError, ValueError, RuntimeError, LookupError, MemoryError,
@@ -25,13 +26,18 @@ _UNREADABLE = (
 )  # fmt: skip
 
 
-def load_file(path: Path, num_levels: int | None = None) -> Source:
+def load_file(path: Path, num_levels: int | None = None, *, counts: bool = False) -> Source:
     """Your own images: [N, H, W], [N, C, H, W] or vectors [N, D], in .npy, .npz or .pt.
 
     A ``.npz`` or a dict in a ``.pt`` holds ``train`` (and ``valid``, ``test``, ``train_labels``,
     …), or one array ``x`` or ``images`` (and ``labels`` or ``y``). A split that is missing is a
     tenth of the training data by a fixed shuffle. Whole numbers are levels (256 of them unless
     ``num_levels`` says otherwise), only 0 and 1 are binary, other floats are used as they are.
+
+    Arguments:
+        path: the file.
+        num_levels: n, above the largest level.
+        counts: the numbers are counts, in integers or floats, as many levels as the largest needs.
 
     Raises:
         InputError: the file cannot be read, or does not hold such arrays.
@@ -43,7 +49,7 @@ def load_file(path: Path, num_levels: int | None = None) -> Source:
     shapes = {name: array.shape[1:] for name, array in images.items()}
     if len(set(shapes.values())) > 1:
         raise InputError(f"{path}: the splits must have images of one shape, got {shapes}")
-    levels = _count_levels(path, list(images.values()), num_levels)
+    levels = _count_levels(path, list(images.values()), num_levels, counts)
     dtype = np.float32 if levels is None else np.uint8 if levels <= 256 else np.int32
     raw = {name: TensorImages(torch.from_numpy(a.astype(dtype))) for name, a in images.items()}
     checked = {
@@ -159,18 +165,27 @@ def _check_labels(what: str, labels: np.ndarray | None, count: int) -> Tensor | 
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def _count_levels(path: Path, arrays: list[np.ndarray], asked: int | None) -> int | None:
+def _count_levels(
+    path: Path, arrays: list[np.ndarray], asked: int | None, counts: bool
+) -> int | None:
     """The number of levels: 2 for data of 0 and 1 only, None for reals."""
     low, high = min(a.min() for a in arrays), max(a.max() for a in arrays)
     whole = all(a.dtype.kind in "bui" or np.array_equal(a, np.rint(a)) for a in arrays)
     floats = any(a.dtype.kind == "f" for a in arrays)
+    got = f"got values from {low} to {high}{'' if whole else ' with fractions'}"
+    if asked is None and counts:
+        if not whole or low < 0 or high > _MAX_COUNT:
+            raise InputError(
+                f"{path}: values=counts are whole numbers 0 … {_MAX_COUNT} (float32 skips some "
+                f"of the larger ones), {got}: give others as values=continuous, in floats"
+            )
+        return max(2, int(high) + 1)
     if asked is None and floats and not (whole and low >= 0 and high <= 255):
         return None
     limit = asked or 256
     if not whole or low < 0 or high >= limit:
         raise InputError(
-            f"{path}: expected whole levels 0 … {limit - 1}, got values from {low} to {high}"
-            + ("" if whole else " with fractions")
-            + ": set num_levels above the largest level, or store floats without num_levels"
+            f"{path}: expected whole levels 0 … {limit - 1}, {got}: set num_levels above the "
+            f"largest level, write values=counts, or store floats without num_levels"
         )
     return 2 if asked is None and high <= 1 else limit

@@ -34,9 +34,9 @@ def load_data(spec: str, root: str | Path | None = None) -> DataSplits:
 
     Arguments:
         spec: ``digits``, ``mnist(values=levels)``, ``path/to/images.npz``, …; every data set
-            takes ``values`` (``binary``, ``levels``, ``continuous``) and ``binarize``
+            takes ``values`` (``binary``, ``levels``, ``counts``, ``continuous``) and ``binarize``
             (``dynamic``, ``threshold``, ``none``). Grey data are binarized dynamically unless
-            told otherwise.
+            told otherwise; counts are levels without an upper limit.
         root: where named data sets lie or are downloaded to; by default ``$PYRO_VAE_DATA``,
             else ``~/.cache/pyro_vae``.
 
@@ -52,14 +52,15 @@ def load_data(spec: str, root: str | Path | None = None) -> DataSplits:
     """
     asked = parse_spec(spec)
     loader, name, where = _find(asked, root)
-    valid = [*_CHOICES, *list(inspect.signature(loader).parameters)[1:]]
+    valid = [*_CHOICES, *(option.name for option in _options(loader))]
     for key in asked.arguments:
         if key not in valid:
             raise InputError(f"unknown argument {key!r} of {name}{suggest(key, valid)}")
     own = {key: value for key, value in asked.arguments.items() if key not in _CHOICES}
     choices = check_choices(asked.arguments)
 
-    source = loader(where, **own)
+    counts = {"counts": True} if loader is load_file and choices[0] == "counts" else {}
+    source = loader(where, **own, **counts)
     event_shape = source.images["train"].event_shape
     values = resolve_values(name, *choices, source.num_levels, colour=len(event_shape) == 3)
     splits = {
@@ -86,13 +87,15 @@ def describe_data() -> list[tuple[str, str, str]]:
     for name, loader in kinds.items():
         binarize = "none" if name == "binarized_mnist" else "dynamic"
         arguments = ["values=binary", f"binarize={binarize}"]
-        arguments += map(_default, list(inspect.signature(loader).parameters.values())[1:])
+        arguments += [f"{option.name}={option.default}" for option in _options(loader)]
         rows.append((name, ", ".join(arguments), (inspect.getdoc(loader) or "").split("\n")[0]))
     return rows
 
 
-def _default(parameter: inspect.Parameter) -> str:
-    return f"{parameter.name}={parameter.default}"
+def _options(loader: Callable[..., Source]) -> list[inspect.Parameter]:
+    """What a spec may set: all but the path, and what is said by keyword only."""
+    parameters = list(inspect.signature(loader).parameters.values())[1:]
+    return [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
 
 
 def _find(asked: Spec, root: str | Path | None) -> tuple[Callable[..., Source], str, Path]:

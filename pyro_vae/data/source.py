@@ -23,7 +23,7 @@ class Source:
     Arguments:
         images: the raw images of train, valid and test.
         labels: int64 ``[N]`` for each, or None.
-        num_levels: n; 2 where the data hold only 0 and 1; None for reals.
+        num_levels: n, above the largest level; 2 where the data hold only 0 and 1; None for reals.
         ordered: neighbouring data depend on each other.
     """
 

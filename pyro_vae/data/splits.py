@@ -154,8 +154,8 @@ class DataSplits:
         spec: the canonical spec, every choice of values resolved.
         train, valid, test: the splits.
         event_shape: (H, W) for one grey channel, (C, H, W) for colour, (D,) for vectors.
-        measure: ``binary``, ``levels`` or ``continuous``.
-        num_levels: n for levels and for dequantized data; None for binary data and raw reals.
+        measure: ``binary``, ``levels``, ``counts`` or ``continuous``.
+        num_levels: n for levels and for dequantized data; None for binary data, counts and reals.
         dequantized: the values are (level + uniform) / n, strictly inside (0, 1).
         ordered: neighbouring data depend on each other (video frames).
     """

@@ -1,4 +1,4 @@
-"""What the values of the data are: binary, levels or continuous, and how they are drawn."""
+"""What the values of the data are: binary, levels, counts or continuous; how they are drawn."""
 
 __all__ = ["BINARIZATIONS", "MEASURES", "Values", "check_choices", "resolve_values"]
 
@@ -11,18 +11,18 @@ from torch import Tensor
 
 from pyro_vae.errors import InputError, suggest
 
-MEASURES = ("binary", "levels", "continuous")
+MEASURES = ("binary", "levels", "counts", "continuous")
 BINARIZATIONS = ("dynamic", "threshold", "none")
 
 
 @dataclass(frozen=True)
 class Values:
-    """How raw levels 0 … n−1, or raw reals, become the values that a model sees.
+    """How raw levels 0 … n−1, raw counts or reals become the values that a model sees.
 
     Arguments:
-        measure: ``binary``, ``levels`` or ``continuous``.
+        measure: ``binary``, ``levels``, ``counts`` or ``continuous``.
         binarize: ``dynamic``, ``threshold`` or ``none``.
-        num_levels: n of the raw data: 2 where they are binary already, None for reals.
+        num_levels: n of the raw data: 2 where they are binary already, None for counts and reals.
     """
 
     measure: str
@@ -77,7 +77,7 @@ def check_choices(arguments: Mapping[str, Any]) -> tuple[str | None, str | None]
     """
     values = _choice(arguments, "values", MEASURES)
     binarize = _choice(arguments, "binarize", BINARIZATIONS)
-    if values in ("levels", "continuous") and binarize in ("dynamic", "threshold"):
+    if values in ("levels", "counts", "continuous") and binarize in ("dynamic", "threshold"):
         raise InputError(
             f"values={values} are not binarized: drop binarize={binarize}, or write values=binary"
         )
@@ -101,7 +101,7 @@ def resolve_values(
         asked = f"values={values}" if values not in (None, kept.measure) else f"binarize={binarize}"
         raise InputError(
             f"{name} holds real numbers, which stay values=continuous: for {asked} "
-            f"store whole grey levels 0 … 255 (uint8)"
+            f"store whole {'numbers' if values == 'counts' else 'grey levels 0 … 255 (uint8)'}"
             if num_levels is None
             else f"{name} holds only 0 and 1, which stay values=binary, binarize=none: "
             f"for {asked} use the grey data (such as mnist), or drop it"
@@ -115,7 +115,7 @@ def resolve_values(
             f"{name} holds grey levels, which binarize=none leaves: "
             f"write values=levels, or binarize=dynamic"
         )
-    return Values(values, binarize, num_levels)
+    return Values(values, binarize, None if values == "counts" else num_levels)
 
 
 def _choice(arguments: Mapping[str, Any], key: str, valid: tuple[str, ...]) -> str | None:

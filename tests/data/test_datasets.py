@@ -226,4 +226,6 @@ def test_describe_data():
     assert described["digits"][0] == "values=binary, binarize=dynamic"
     assert described["binarized_mnist"][0] == "values=binary, binarize=none"
     assert "size=None" in described["path/to/folder"][0]
+    file = described["path/to/images.npy, .npz or .pt"][0]
+    assert file == "values=binary, binarize=dynamic, num_levels=None"
     assert all(line.endswith(".") for _, line in described.values())

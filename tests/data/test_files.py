@@ -91,6 +91,16 @@ def test_three_data_are_enough(tmp_path, grey):
         (np.array([[0, -3.0], [1, 0], [1, 2]]), "", ("continuous", None, False)),
         (np.array([[0, 999], [1, 0], [1, 2]]), "(num_levels=1000, values=levels)",
          ("levels", 1000, False)),
+        (np.array([[0, 9], [1, 0], [1, 2]], np.uint8), "(values=counts)", ("counts", None, False)),
+        (np.array([[0, 255], [1, 0], [1, 2]]), "(values=counts)", ("counts", None, False)),
+        (np.array([[0, 256], [1, 0], [1, 2]]), "(values=counts)", ("counts", None, False)),
+        (np.array([[0, 5000], [1, 0], [1, 2]]), "(values=counts)", ("counts", None, False)),
+        (np.array([[0, 2**24], [1, 0], [1, 2]], np.uint64), "(values=counts)",
+         ("counts", None, False)),
+        (np.array([[0, 2.0**24], [1, 0], [1, 2]]), "(values=counts)", ("counts", None, False)),
+        (np.array([[0, 1], [1, 0], [1, 1]]), "(values=counts, num_levels=3)",
+         ("counts", None, False)),
+        (np.array([[0, 999.0], [1, 0], [1, 2]]), "", ("continuous", None, False)),
     ],
 )  # fmt: skip
 def test_what_kind_of_values_an_array_holds(array, spec, expected, tmp_path):
@@ -98,6 +108,33 @@ def test_what_kind_of_values_an_array_holds(array, spec, expected, tmp_path):
     assert (data.measure, data.num_levels, data.dequantized) == expected
     if data.train.values.num_ranks is None:
         assert sorted(everything(data).flatten().tolist()) == sorted(array.flatten().tolist())
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt"])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int64, np.float32, np.float64])
+def test_a_table_of_counts(suffix, dtype, tmp_path):
+    """Genes [N, D] up to 5,000 and no num_levels, in integers or floats."""
+    x = np.random.default_rng(1).negative_binomial(0.3, 0.001, (60, 7)).clip(max=5000)
+    x[3, 2] = 5000
+    data = load_data(f"{save(tmp_path, suffix, {'x': x.astype(dtype)})}(values=counts)")
+    assert (data.event_shape, data.measure, data.num_levels) == ((7,), "counts", None)
+    found = {row.numpy().tobytes() for row in everything(data)}
+    assert found == {row.astype(np.float32).tobytes() for row in x}
+    mean = data.train.scored().double().mean(0)
+    torch.testing.assert_close(data.data_mean.double(), mean, rtol=1e-6, atol=0)
+    batch = next(data.train.batches(48, torch.Generator().manual_seed(0)))
+    assert torch.equal(batch.sort(0).values, data.train.scored().sort(0).values)
+    assert load_data(data.spec).protocol("test") == data.protocol("test")
+
+
+def test_counts_have_one_hash_whatever_holds_them(tmp_path):
+    """The same counts in integers and in floats are the same data; one count more is not."""
+    x = np.random.default_rng(2).integers(0, 900, (30, 4))
+    hashes = []
+    for i, array in enumerate((x, x.astype(np.float32), x + (np.arange(4) == 2))):
+        np.save(tmp_path / f"{i}.npy", array)
+        hashes.append(load_data(f"{tmp_path / f'{i}.npy'}(values=counts)").test.content_hash)
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 @pytest.mark.parametrize(

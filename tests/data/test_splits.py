@@ -14,6 +14,7 @@ SPECS = [
     "digits(binarize=threshold)",
     "digits(values=levels)",
     "digits(values=continuous)",
+    "digits(values=counts)",
 ]
 
 
@@ -62,6 +63,16 @@ def test_one_pixel_or_the_shape_changes_the_hash():
         for x in (raw, changed, raw.view(20, 4, 6), raw.view(10, 12, 4))
     }
     assert len(hashes) == 4
+
+
+def test_counts_are_the_levels_without_a_limit():
+    levels, counts = load_data("digits(values=levels)"), load_data("digits(values=counts)")
+    assert counts.spec == "digits(values=counts, binarize=none)"
+    assert (counts.measure, counts.num_levels, counts.dequantized) == ("counts", None, False)
+    assert torch.equal(counts.test.scored(), levels.test.scored())
+    assert counts.test.content_hash == levels.test.content_hash
+    protocol = counts.protocol("test")
+    assert (protocol["binarization"], protocol["binarization_seed"]) == ("none", None)
 
 
 def test_splits_are_scored_with_seeds_of_their_own():
@@ -180,6 +191,7 @@ def test_data_mean_is_in_the_units_of_the_values():
     expected = {
         "digits": mean / 16,
         "digits(values=continuous)": (mean + 0.5) / 17,
+        "digits(values=counts)": mean,
         "digits(binarize=threshold)": (levels.train.scored() >= 8).double().mean(0),
     }
     for spec, value in expected.items():

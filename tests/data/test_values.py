@@ -81,12 +81,22 @@ def test_levels_are_floats_as_they_were():
     assert draws(Values("levels", "none", 256), raw, fresh=False).tolist() == raw.tolist()
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_counts_are_floats_as_they_were_and_have_no_limit(fresh):
+    raw = torch.tensor([[0, 1, 255, 256, 5000, 2**24 - 1, 2**24]], dtype=torch.int32)
+    values = resolve_values("data", "counts", None, 2**24 + 1, False)
+    assert values == Values("counts", "none", None)
+    assert (values.num_ranks, values.dequantized) == (None, False)
+    assert draws(values, raw, fresh).tolist() == raw.tolist()
+
+
 @pytest.mark.parametrize(
     "values",
     [
         Values("binary", "dynamic", 17),
         Values("binary", "threshold", 17),
         Values("levels", "none", 17),
+        Values("counts", "none", None),
         Values("continuous", "none", 17),
     ],
 )
@@ -110,6 +120,8 @@ def test_expectation_is_the_mean_of_draws(values):
         (("binary", None, 17, False), ("binary", "dynamic")),
         (("levels", None, 17, False), ("levels", "none")),
         (("continuous", "none", 17, False), ("continuous", "none")),
+        (("counts", None, 17, False), ("counts", "none")),
+        (("counts", "none", 256, True), ("counts", "none")),
         ((None, None, 256, True), ("levels", "none")),
         ((None, "dynamic", 256, True), ("binary", "dynamic")),
         ((None, None, 2, False), ("binary", "none")),
