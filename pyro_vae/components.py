@@ -75,8 +75,8 @@ class Component:
 
     @property
     def summary(self) -> str:
-        """The first line of its docstring."""
-        return (inspect.getdoc(self.constructor) or "").partition("\n")[0]
+        """The first line of its docstring, as plain text."""
+        return (inspect.getdoc(self.constructor) or "").partition("\n")[0].replace("``", "")
 
     def _parameters(self) -> dict[str, inspect.Parameter]:
         kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

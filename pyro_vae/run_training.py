@@ -1,6 +1,6 @@
 """Training into a run folder: started, continued after an interruption, saved on the way."""
 
-__all__ = ["start_run", "resume_run", "train_run", "facts_of"]
+__all__ = ["train", "start_run", "resume_run", "train_run", "facts_of"]
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from pyro_vae.config import Config, read_yaml
 from pyro_vae.data import DataSplits, Split, load_data
 from pyro_vae.errors import InputError
 from pyro_vae.protocols import Facts
-from pyro_vae.runs import check_code, read_config, read_rows
+from pyro_vae.runs import Run, check_code, load_run, read_config, read_rows
 from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.training import Trainer, TrainingError
 
@@ -28,6 +28,20 @@ from pyro_vae.training import Trainer, TrainingError
 CHECKPOINT_INTERVAL = 15.0
 # What a resumed run may change.
 EXTENDABLE = ("epochs", "max_steps", "patience", "device", "data_root")
+
+
+def train(config: Config, path: str | Path) -> Run:
+    """Train a pair into a new run folder, to the end, and return it as it was best.
+
+    Component files that the config names are executed, as by ``pyro-vae train``.
+
+    Raises:
+        InputError: the folder exists, or data and components do not fit.
+        TrainingError: a loss or gradient was not finite.
+    """
+    config, _, trainer = start_run(config, Path(path))
+    train_run(Path(path), config, trainer)
+    return load_run(path, allow_code=True, device=config.device)
 
 
 def start_run(config: Config, path: Path) -> tuple[Config, DataSplits, Trainer]:

@@ -1,5 +1,7 @@
 """Every example in a docstring, and every ``>>>`` block in the README, does what it says.
 
+A block of the README that starts with ``# name.py`` is that file, beside the examples.
+
 The modules are imported under their installed names (``pyro_vae.models.…``):
 ``pytest --doctest-modules`` would import ``models.…`` a second time, as other classes.
 """
@@ -33,6 +35,8 @@ def test_docstring_examples(name: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_readme_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, code in re.findall(r"^```python\n# (\w+\.py).*\n([^`]*)^```", text, re.MULTILINE):
+        (tmp_path / name).write_text(code, encoding="utf-8")
     # A closing fence would count as output; an empty line ends it and keeps the line numbers.
     text = re.sub(r"^\s*(```|~~~).*$", "", text, flags=re.MULTILINE)
     examples = doctest.DocTestParser().get_doctest(text, {}, "README.md", "README.md", 0)
