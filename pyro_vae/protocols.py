@@ -229,13 +229,13 @@ def check_learned_scale(
             raise InputError(
                 f"likelihood {likelihood_spec} learns a scale and {data_spec} takes discrete "
                 "values, so its likelihood has no maximum; give integer levels with "
-                "values=continuous (dequantized), or a fixed scale=<number>"
+                "values=continuous (dequantized), or use a likelihood of fixed scale"
             )
         if facts.constant_dims:
             raise InputError(
                 f"likelihood {likelihood_spec} learns a scale and {facts.constant_dims} of "
                 f"{facts.num_dims} dimensions of {data_spec} are constant, so its likelihood has "
-                "no maximum; drop them, or use a fixed scale=<number>"
+                "no maximum; drop them, or use a likelihood of fixed scale"
             )
 
 
