@@ -22,7 +22,8 @@ LIKELIHOODS = [
     "normal(scale=0.5)", "normal(scale=per_pixel)", "laplace(scale=0.5)",
     "laplace(scale=per_pixel)", "student_t(scale=0.5)", "student_t(scale=per_pixel)",
     "student_t(df=3.0)", "discretized_logistic(scale=learned)",
-    "negative_binomial(dispersion=per_pixel)", "discretized_logistic(scale=0.01)", "discretized_logistic_mixture(components=2)",
+    "negative_binomial(dispersion=per_pixel)", "discretized_logistic(scale=0.01)",
+    "discretized_logistic_mixture(components=2)",
 ]  # fmt: skip
 # Small enough for quadrature.
 SMALL = {
@@ -74,7 +75,7 @@ def make_params(likelihood, outputs: str) -> Tensor:
         generator = torch.Generator().manual_seed(2)
         size = 0.7 if interval else 1.5
         return size * torch.randn(6, 1, num, generator=generator, dtype=torch.float64)
-    size = 0.5 if interval else 8.0 if likelihood.measure == "counts" else 30.0
+    size = 0.5 if interval else 4.0 if likelihood.measure == "counts" else 30.0
     corners = torch.cartesian_prod(
         *[torch.tensor([-size, size], dtype=torch.float64)] * min(num, 3)
     )

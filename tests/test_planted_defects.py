@@ -35,7 +35,7 @@ DEFECTS = [
         NORMAL_RETURN,
         "wrong = dist.Normal(loc, scale, validate_args=False)\n"
         "        wrong.log_prob = lambda x: -(((x - loc) / scale) ** 2) - scale.log()"
-        " - 0.5 * math.log(2 * math.pi)\n"
+        " - 0.9189385332046727\n"
         "        return wrong",
         "tests/likelihoods/test_normal.py::test_integrates_to_one",
     ),
@@ -50,9 +50,9 @@ DEFECTS = [
     ),
     Defect(
         "a variance for a scale",
-        NORMAL,
-        "params.new_tensor(self.scale)",
-        "params.new_tensor(self.scale**2)",
+        "models/likelihoods/_scale.py",
+        "params.new_full((), float(self.scale))",
+        "params.new_full((), float(self.scale) ** 2)",
         "tests/likelihoods/test_normal.py::test_a_number_is_the_standard_deviation",
     ),
     Defect(
