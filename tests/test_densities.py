@@ -94,7 +94,7 @@ def nodes(likelihood, p) -> tuple[Tensor, Tensor]:
     if likelihood.measure != "continuous":
         last = {"binary": 1, "levels": NUM_LEVELS - 1}.get(likelihood.measure)
         if last is None:  # counts: far into the tail of the widest
-            last = int((loc + 60 * scale).max()) + 200
+            last = int((loc + 200 * scale).max()) + 200
         x = torch.arange(last + 1, dtype=torch.float64)[:, None, None].expand(-1, *loc.shape)
         return x, torch.zeros_like(x)
     if is_real(likelihood):  # x = m + s sinh t
