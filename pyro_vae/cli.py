@@ -4,7 +4,7 @@ __all__ = ["app"]
 
 import dataclasses
 import itertools
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,16 +13,36 @@ from rich.console import Console
 from rich.table import Table
 
 import pyro_vae
-from pyro_vae import gallery
-from pyro_vae.checkpoint import write_atomically
+from pyro_vae import figures, gallery
 from pyro_vae.components import find, names
 from pyro_vae.config import Config, read_yaml
 from pyro_vae.data import describe_data
 from pyro_vae.errors import InputError, suggest
-from pyro_vae.evaluation import Evaluation, evaluate
+from pyro_vae.evaluation import evaluate
+from pyro_vae.evaluation.record import read_record, replace_entry, weights_hash, write_record
 from pyro_vae.run_training import resume_run, start_run, train_run
 from pyro_vae.runs import Run, load_run, read_rows
-from pyro_vae.terminal import TITLES, TrainingDisplay, counting, evaluation_table, graceful_stop
+from pyro_vae.significance import mean_interval
+from pyro_vae.sweep import (
+    FACTORS,
+    Observer,
+    PlannedRun,
+    Result,
+    Results,
+    Stopped,
+    plan_sweep,
+    run_sweep,
+)
+from pyro_vae.terminal import (
+    TITLES,
+    TrainingDisplay,
+    counting,
+    evaluation_table,
+    graceful_stop,
+    sweep_line,
+    sweep_tables,
+    sweep_verdict,
+)
 from pyro_vae.training import Trainer
 
 app = typer.Typer(
@@ -38,6 +58,7 @@ console = Console(highlight=False, markup=False, emoji=False)  # paths hold brac
 
 DEFAULTS = Config()
 COMPONENTS, TRAINING, PLACE = "Components", "Training", "Data, seed and place"
+LISTS, SCORES = "What varies (repeat an option for a list)", "Scores"
 
 
 def _setting(name: str, text: str, panel: str) -> Any:
@@ -48,6 +69,17 @@ def _setting(name: str, text: str, panel: str) -> Any:
         help=text,
         show_default="none" if default is None else str(default),
         rich_help_panel=panel,
+    )
+
+
+def _list(name: str, text: str) -> Any:
+    """An option of a sweep that takes several values."""
+    default = getattr(DEFAULTS, name)
+    return typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=text,
+        show_default="none" if default is None else str(default),
+        rich_help_panel=LISTS,
     )
 
 
@@ -146,22 +178,14 @@ def train(
 
     Components are specs such as [bold]normal(scale=learned)[/]; quote them in the shell.
     """
-    given = {
-        name: value
-        for name, value in locals().items()
-        if name in _field_names() and value is not None
-    }
+    given = _given(locals())
     if resume is not None:
         if out is not None or config is not None:
             raise InputError("--resume continues a run as it was: leave out --out and --config")
         path = resume
         settings, _, trainer = resume_run(resume, given, allow_code=allow_code)
     else:
-        mapping = read_yaml(config) if config else {}
-        mapping.pop("facts", None)
-        mapping.pop("content", None)
-        mapping.pop("code", None)
-        settings = Config.from_mapping({**mapping, **given}, str(config))
+        settings = _settings(config, given)
         path = out or _next_folder(Path("runs"), settings.data)
         settings, _, trainer = start_run(settings, path)
     if trainer.finished:
@@ -172,6 +196,120 @@ def train(
         )
         return
     _train(path, settings, trainer, tensorboard)
+
+
+@app.command(rich_help_panel="Train")
+def sweep(
+    prior: Annotated[list[str] | None, _list("prior", "p(z).")] = None,
+    likelihood: Annotated[list[str] | None, _list("likelihood", "p(x|z).")] = None,
+    guide: Annotated[list[str] | None, _list("guide", "q(z|x).")] = None,
+    model: Annotated[list[str] | None, _list("model", "The generative program.")] = None,
+    encoder: Annotated[list[str] | None, _list("encoder", "Network of the encoder.")] = None,
+    decoder: Annotated[
+        list[str] | None, _list("decoder", "Network of the decoder; none mirrors the encoder's.")
+    ] = None,
+    objective: Annotated[list[str] | None, _list("objective", "The estimator.")] = None,
+    latent_dim: Annotated[list[int] | None, _list("latent_dim", "Size of z.")] = None,
+    beta: Annotated[list[float] | None, _list("beta", "β, the weight of the KL.")] = None,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            "--seeds",
+            min=1,
+            rich_help_panel=LISTS,
+            help="Seeds 0 … n−1 of each; a verdict takes 5.",
+        ),
+    ] = 5,
+    warm_up: Annotated[
+        int | None, _setting("warm_up", "Epochs over which β grows from 0.", TRAINING)
+    ] = None,
+    optimizer: Annotated[
+        str | None, _setting("optimizer", "A torch.optim optimizer.", TRAINING)
+    ] = None,
+    schedule: Annotated[
+        str | None, _setting("schedule", "A torch.optim schedule.", TRAINING)
+    ] = None,
+    clip_norm: Annotated[
+        float | None, _setting("clip_norm", "Clip the gradient's global norm.", TRAINING)
+    ] = None,
+    batch_size: Annotated[int | None, _setting("batch_size", "Data a step.", TRAINING)] = None,
+    epochs: Annotated[int | None, _setting("epochs", "Epochs at most.", TRAINING)] = None,
+    max_steps: Annotated[int | None, _setting("max_steps", "Steps at most.", TRAINING)] = None,
+    patience: Annotated[
+        int | None,
+        _setting("patience", "Stop after so many epochs without a better bound.", TRAINING),
+    ] = None,
+    split: Annotated[
+        str, typer.Option("--split", rich_help_panel=SCORES, help="train, valid or test.")
+    ] = "test",
+    num_samples: Annotated[
+        int,
+        typer.Option(
+            "--num-samples", "-K", rich_help_panel=SCORES, help="K, importance samples a datum."
+        ),
+    ] = 5000,
+    count: Annotated[
+        int | None,
+        typer.Option(rich_help_panel=SCORES, help="Score a random subset of so many data."),
+    ] = None,
+    chunk_size: Annotated[
+        int | None,
+        typer.Option(rich_help_panel=SCORES, help="How many z to decode at once."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        _setting("data", "Data set; each likelihood gets the values it takes.", PLACE),
+    ] = None,
+    data_root: Annotated[
+        str | None, _setting("data_root", "Where data lie; else $PYRO_VAE_DATA.", PLACE)
+    ] = None,
+    device: Annotated[str | None, _setting("device", "auto, cpu or cuda.", PLACE)] = None,
+    dtype: Annotated[str | None, _setting("dtype", "float32 or float64.", PLACE)] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="A YAML file of settings; options override it."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="The sweep's folder, continued if it exists; else runs/sweep-<n>."
+        ),
+    ] = None,
+) -> None:
+    """Train every combination of the lists, several seeds each, and compare them.
+
+    [bold]pyro-vae sweep --data mnist --prior standard_normal --prior mixture --out runs/priors[/]
+
+    Repeat an option of the first panel to give it several values. The same command continues an
+    interrupted sweep; what is there is never trained again, so that lists and seeds can grow.
+
+    Writes sweep.json, sweep.csv and figures/sweep.png. Which of two is better is said only where
+    five seeds each leave no doubt.
+    """
+    options = locals()
+    lists = {name: options.pop(name) for name in FACTORS}
+    settings = _settings(config, _given(options))
+    folder = out or _next_folder(Path("runs"), "sweep")
+    plan = plan_sweep(
+        settings,
+        {name: values for name, values in lists.items() if values},
+        folder,
+        seeds=seeds,
+        split=split,
+        count=count,
+        num_samples=num_samples,
+        chunk_size=chunk_size,
+    )
+    again = "the same command" if out else f"the same command with --out '{folder}'"
+    with graceful_stop() as stop:
+        try:
+            results = run_sweep(plan, _sweep_observer(len(plan.runs), stop))
+        except Stopped:
+            console.print(f"stopped; to go on: {again}", soft_wrap=True)
+            raise typer.Exit(130) from None
+    _show_sweep(results)
+    if results.failures:
+        raise typer.Exit(1)
 
 
 @app.command("evaluate", rich_help_panel="Score")
@@ -216,9 +354,11 @@ def sample(
     allow_code: AllowCodeOption = False,
     out: OutOption = None,
 ) -> None:
-    """Draw from the prior: the decoder's means beside draws of data from them."""
+    """Draw from the prior: the decoder's means beside draws of data; a vamp's pseudo-inputs too."""
     loaded = load_run(run, allow_code=allow_code, device=device)
     _say(gallery.draw_samples(loaded, num_samples, seed, out))
+    if out is None and gallery.has_pseudo_inputs(loaded):
+        _say(gallery.draw_pseudo_inputs(loaded))
 
 
 @app.command(rich_help_panel="Draw")
@@ -295,7 +435,7 @@ def embed(
     """Draw the latent map, coloured by label; for two latents the decoder's manifold too."""
     loaded = load_run(run, allow_code=allow_code, device=device, data_root=data_root)
     _say(gallery.draw_embedding(loaded, split, count, seed, out))
-    if loaded.config.latent_dim == 2 and out is None:
+    if out is None and gallery.is_plane(loaded):
         _say(gallery.draw_manifold(loaded))
 
 
@@ -353,8 +493,18 @@ def demo(
         console.print(f"  {picture}", soft_wrap=True)
 
 
-def _field_names() -> list[str]:
-    return [field.name for field in dataclasses.fields(Config)]
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The settings among a command's options that were given."""
+    names = {field.name for field in dataclasses.fields(Config)}
+    return {k: v for k, v in options.items() if k in names and v is not None}
+
+
+def _settings(file: Path | None, given: dict[str, Any]) -> Config:
+    """A file's settings, a run's own config.yaml among them, and over them what was given."""
+    mapping = read_yaml(file) if file else {}
+    for key in ("facts", "content", "code"):
+        mapping.pop(key, None)
+    return Config.from_mapping({**mapping, **given}, str(file))
 
 
 def _train(path: Path, config: Config, trainer: Trainer, tensorboard: bool) -> None:
@@ -384,7 +534,8 @@ def _train(path: Path, config: Config, trainer: Trainer, tensorboard: bool) -> N
     gallery.draw_training(path, read_rows(path / "metrics.jsonl"))
     console.print(
         f"{path}: {progress.epoch} epochs, {progress.step} steps, {progress.seconds:.0f} s; "
-        f"best validation ELBO {progress.best_bound:.2f} nats/datum at epoch {progress.best_epoch}",
+        f"best validation {TITLES[trainer.criterion]} {progress.best_bound:.2f} nats/datum at epoch "
+        f"{progress.best_epoch}",
         soft_wrap=True,
     )
 
@@ -410,7 +561,7 @@ def _evaluate(
     if count is not None:
         split = split.subset(count)
     record = run.path / "evaluation" / f"{split_name}.json"
-    entries = _read_record(record)  # before the work, not after it
+    entries = read_record(record)  # before the work, not after it
     with counting(console, f"IWAE-{num_samples}, blocks") as on_block:
         evaluation = evaluate(
             run.model,
@@ -425,7 +576,8 @@ def _evaluate(
             data_protocol={"weights": run.weights, **run.data.protocol(split_name, split)},
             on_block=on_block,
         )
-    _record(record, entries, evaluation)
+    entry = evaluation.to_json() | {"weights_hash": weights_hash(run.path, run.weights)}
+    write_record(record, replace_entry(entries, entry))
     title = f"{run.path}, {split_name}, {len(split)} data of {run.config.data}"
     console.print(title, style="bold", soft_wrap=True)
     console.print(evaluation_table(evaluation))
@@ -436,31 +588,52 @@ def _evaluate(
     console.print(f"± standard errors over draws of z and over data; {record}", soft_wrap=True)
 
 
-def _read_record(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        entries = None
-    if not isinstance(entries, list) or not all(
-        isinstance(entry, dict) and "protocol" in entry for entry in entries
-    ):
-        raise InputError(f"'{path}' is damaged; move it away and evaluate again")
-    return entries
+def _sweep_observer(total: int, stop: Callable[[], bool]) -> Observer:
+    """A line a run; on a terminal a bar too, while it is trained and scored."""
+    done = 0
+
+    def title(run: PlannedRun) -> str:
+        label = run.configuration.label
+        short = label if len(label) <= 40 else f"{label[:39]}…"
+        return f"[{done + 1}/{total}] {short}, seed {run.seed}"
+
+    def watch(run: PlannedRun, trainer: Trainer) -> TrainingDisplay:
+        return TrainingDisplay(console, trainer, title(run))
+
+    def on_result(results: Results, result: Result) -> None:
+        nonlocal done
+        done += 1
+        if result.trained and result.failure is None:
+            gallery.draw_training(result.run.path, read_rows(result.run.path / "metrics.jsonl"))
+        console.print(sweep_line(results, result), soft_wrap=True)
+
+    following = {"watch": watch} if console.is_terminal else {}
+    return Observer(
+        count=lambda run: counting(console, title(run)), on_result=on_result, stop=stop, **following
+    )
 
 
-def _record(path: Path, entries: list[dict[str, Any]], evaluation: Evaluation) -> None:
-    """Add an entry, or replace the one of the same protocol."""
-    kept = [entry for entry in entries if entry["protocol"] != evaluation.protocol]
-    try:
-        text = json.dumps([*kept, evaluation.to_json()], indent=1, allow_nan=False)
-    except ValueError:
-        raise InputError(
-            "the scores are not finite: some datum has probability 0 in "
-            f"{evaluation.protocol['dtype']}; nothing was recorded"
-        ) from None
-    write_atomically(path, lambda file: file.write(text.encode()))
+def _show_sweep(results: Results) -> None:
+    plan = results.plan
+    sets = " and ".join(dict.fromkeys(each.config.data for each in plan.configurations))
+    title = f"{plan.out}, {plan.split}, {len(plan.configurations[0].split)} data of {sets}"
+    console.print(f"\n{title}", style="bold", soft_wrap=True)
+    for table in sweep_tables(results, console.width):
+        console.print(table, width=max(console.width, table.width or 0), crop=False)
+    for line in sweep_verdict(results):
+        console.print(line, soft_wrap=True)
+    console.print(f"{plan.out / 'sweep.json'}, sweep.csv", soft_wrap=True)
+    scored = [each for each in results.configurations if each.scores]
+    if scored:
+        marks = ["†" if results.is_lower_bound(each.configuration) else "" for each in scored]
+        figure = figures.sweep_scores(
+            [each.label + mark for each, mark in zip(scored, marks, strict=True)],
+            [each.scores for each in scored],
+            [mean_interval(each.scores) if len(each.scores) > 1 else None for each in scored],
+            quantity=f"log p(x) by IWAE-{plan.num_samples}, nats per datum",
+            note="† a lower bound on log P(level)" if any(marks) else "",
+        )
+        _say(figures.save(figure, plan.out / "figures" / "sweep.png"))
 
 
 def _say(path: Path) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "interpolation",
     "latent_scatter",
     "manifold",
+    "sweep_scores",
     "save",
 ]
 
@@ -69,7 +70,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         rows: one mapping an epoch, as in ``metrics.jsonl``: ``epoch``; ``elbo`` (training bound at
             the current β) and ``valid_elbo`` (β = 1), nats per datum;
             ``valid_elbo_standard_error`` (over data); ``beta``; ``best`` (best so far).
-            All but the first two may be missing or None.
+            All but the first two may be missing or None. ``log_joint`` may stand for ``elbo``.
 
     Raises:
         InputError: no rows, or one without ``epoch`` or ``elbo``.
@@ -301,6 +302,68 @@ def manifold(
     )
 
 
+def sweep_scores(
+    labels: Sequence[str],
+    scores: Sequence[Sequence[float]],
+    intervals: Sequence[tuple[float, float] | None],
+    *,
+    quantity: str = "log p(x), nats per datum",
+    note: str = "",
+) -> Figure:
+    """Draw the scores of a sweep, a row a configuration, the highest mean on top: a dot a run.
+
+    The axis is fitted to the runs: an interval of two seeds may leave the frame.
+
+    Args:
+        labels: what each configuration is.
+        scores: of each configuration, one a run.
+        intervals: of each configuration's mean, or None where it has one run.
+        quantity: what the scores are, and in which unit; higher is better.
+        note: what else is to be known, below the axis.
+
+    Raises:
+        InputError: no scores, one that is not finite, or other numbers of labels and intervals.
+    """
+    if not len(labels) == len(scores) == len(intervals):
+        raise InputError(
+            f"Expected as many labels and intervals as lists of scores, {len(scores)}; "
+            f"got {len(labels)} and {len(intervals)}"
+        )
+    if not scores or not all(len(values) and np.isfinite(values).all() for values in scores):
+        raise InputError("Expected at least one finite score of each configuration")
+    means = np.array([np.mean(values) for values in scores])
+    texts = [textwrap.wrap(label, 44) or [""] for label in labels]
+    order = np.argsort(means, kind="stable")[::-1]
+    heights = np.array([max(0.30, 0.165 * len(texts[i]) + 0.1) for i in order])  # inches
+    rows = np.cumsum(heights) - heights / 2
+    figure = new_figure(8, heights.sum() + (1.75 if note else 1.5), layout="constrained")
+    axes = figure.add_subplot()
+    for row, i in zip(rows, order, strict=True):
+        if intervals[i] is not None:
+            axes.plot(intervals[i], [row, row], color=EDGE, linewidth=3, solid_capstyle="butt")
+        axes.plot(means[i], row, marker="|", ms=11, mew=2.2, color=ORANGE)
+        style: dict[str, Any] = {"s": 20, "color": BLUE, "alpha": 0.6, "linewidths": 0, "zorder": 3}
+        axes.scatter(scores[i], np.full(len(scores[i]), row), **style)
+    axes.set_yticks(rows, ["\n".join(texts[i]) for i in order], parse_math=False)
+    axes.set_ylim(heights.sum(), 0)
+    axes.set_xlim(*_frame(scores, intervals))
+    axes.set_xlabel(quantity + (f"\n{note}" if note else ""))
+    _set_title(axes, f"{quantity.partition(',')[0]} by configuration")
+    _plain_axes(axes)
+    axes.grid(axis="x", color="#e4e4e4", linewidth=0.7)
+    axes.tick_params(axis="y", length=0)
+    handles = [
+        Line2D([], [], ls="", marker="o", ms=4.5, mew=0, color=BLUE, alpha=0.6, label="a run"),
+        Line2D([], [], ls="", marker="|", ms=9, mew=2.2, color=ORANGE, label="mean over seeds"),
+        Line2D([], [], color=EDGE, lw=3, label="its 95 % t-interval"),
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower right", ncols=3, frameon=False, fontsize=SMALL_SIZE,
+        labelcolor=INK,
+    )  # fmt: skip
+    return _settled(figure)
+
+
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Write ``figure`` as a PNG of 150 dots an inch, whole or not at all; return its path.
 
@@ -329,8 +392,9 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
 def _draw_bounds(
     axes: Axes, rows: Sequence[Mapping[str, Any]], epoch: NDArray[Any], warm: bool
 ) -> None:
-    elbo, valid = _column(rows, "elbo", required=True), _column(rows, "valid_elbo")
-    error = _column(rows, "valid_elbo_standard_error")
+    criterion = "log_joint" if "log_joint" in rows[0] else "elbo"  # of a guide without a bound
+    elbo, valid = _column(rows, criterion, required=True), _column(rows, f"valid_{criterion}")
+    error = _column(rows, f"valid_{criterion}_standard_error")
     low, high = _robust_range(elbo, valid)
     style: dict[str, Any] = {"linewidth": 1.6, "marker": "o" if len(rows) < 12 else "", "ms": 3.5}
     label = "training, at the current β" if warm else "training"
@@ -341,7 +405,7 @@ def _draw_bounds(
             label += ", ± 1 standard error over data"
             axes.fill_between(epoch, valid - error, valid + error, color=BLUE, alpha=0.18, lw=0)
         axes.plot(epoch, valid, color=BLUE, label=label, **style)
-    title = "ELBO by epoch"
+    title = "log p(x, z(x)) by epoch" if criterion == "log_joint" else "ELBO by epoch"
     best = max((i for i, row in enumerate(rows) if row.get("best")), default=None)
     if best is not None:
         value = valid[best] if np.isfinite(valid[best]) else elbo[best]
@@ -352,6 +416,20 @@ def _draw_bounds(
     axes.set(ylabel="ELBO, nats per datum", ylim=(low - pad, high + pad))
     axes.legend(frameon=False, fontsize=SMALL_SIZE, labelcolor=INK)
     _set_title(axes, title)
+
+
+def _frame(
+    scores: Sequence[Sequence[float]], intervals: Sequence[tuple[float, float] | None]
+) -> tuple[float, float]:
+    """All runs, and the intervals as far as half the width of the runs beyond them."""
+    runs = np.concatenate([np.asarray(values, dtype=float) for values in scores])
+    low, high = float(runs.min()), float(runs.max())
+    reach = (high - low) / 2 or 0.5
+    ends = [end for interval in intervals if interval is not None for end in interval]
+    left = max(low - reach, min([low, *ends]))
+    right = min(high + reach, max([high, *ends]))
+    pad = 0.03 * (right - left) or 0.5
+    return left - pad, right + pad
 
 
 def _scatter_by_label(

@@ -9,6 +9,9 @@ __all__ = [
     "draw_interpolation",
     "draw_embedding",
     "draw_manifold",
+    "draw_pseudo_inputs",
+    "is_plane",
+    "has_pseudo_inputs",
 ]
 
 from pathlib import Path
@@ -31,7 +34,21 @@ def draw_all(run: Run, *, seed: int = 0) -> list[Path]:
         draw_interpolation(run, "test", 6, 9, seed),
         draw_embedding(run, "test", 5000, seed),
     ]
-    return [*paths, draw_manifold(run)] if run.config.latent_dim == 2 else paths
+    if is_plane(run):
+        paths.append(draw_manifold(run))
+    if has_pseudo_inputs(run):
+        paths.append(draw_pseudo_inputs(run))
+    return paths
+
+
+def is_plane(run: Run) -> bool:
+    """Whether two latents are decoded, so that they can be seen as a plane."""
+    return tuple(run.model.prior().event_shape) == (2,)
+
+
+def has_pseudo_inputs(run: Run) -> bool:
+    """Whether the prior is made of pseudo-inputs, data of its own making."""
+    return hasattr(run.model.prior, "pseudo_inputs")
 
 
 def draw_samples(run: Run, num_samples: int, seed: int, out: Path | None = None) -> Path:
@@ -117,6 +134,16 @@ def draw_embedding(run: Run, split: str, count: int, seed: int, out: Path | None
     return figures.save(figure, out or run.path / "figures" / "latent.png")
 
 
+def draw_pseudo_inputs(run: Run, count: int = 100, out: Path | None = None) -> Path:
+    """Draw the first ``count`` pseudo-inputs of a vamp prior, clipped to the range of the data."""
+    images = run.model.prior.pseudo_inputs()[:count]
+    low, high = _display_range(run, images)
+    figure = figures.image_grid(
+        images.cpu().clamp(low, high), title="Pseudo-inputs", vmin=low, vmax=high
+    )
+    return figures.save(figure, out or run.path / "figures" / "pseudo_inputs.png")
+
+
 def draw_manifold(run: Run, out: Path | None = None) -> Path:
     """Draw the decoder over a plane of two latents."""
     images, values = generation.manifold(run.model)
@@ -135,7 +162,7 @@ def _some_data(run: Run, split_name: str, count: int, seed: int) -> tuple[Tensor
 def _display_range(run: Run, images: Tensor) -> tuple[float, float]:
     """What is black and what is white, in the units of the data."""
     facts = run.facts
-    if facts.measure == "continuous" and not facts.dequantized:
+    if facts.measure == "counts" or (facts.measure == "continuous" and not facts.dequantized):
         return float(images.min()), float(images.max())
     return 0.0, facts.input_scale
 

@@ -6,6 +6,7 @@ __all__ = [
     "reconstruct",
     "posterior_mean",
     "prior_mean",
+    "moments",
     "project",
     "traverse",
     "interpolate",
@@ -54,13 +55,13 @@ def reconstruct(model: Any, guide: Any, x: Tensor, *, seed: int = 0) -> Pictures
 @torch.no_grad()
 def posterior_mean(guide: Any, x: Tensor, *, seed: int = 0) -> Tensor:
     """Return E_q[z|x], ``[B, latent_dim]``; over 1,000 draws where it has no closed form."""
-    return _moments(guide.posterior(x), seed)[0]
+    return moments(guide.posterior(x), seed)[0]
 
 
 @torch.no_grad()
 def prior_mean(model: Any, *, seed: int = 0) -> Tensor:
     """Return E[z] under the prior, ``[latent_dim]``; over 1,000 draws if it has no closed form."""
-    return _moments(model.prior(), seed)[0]
+    return moments(model.prior(), seed)[0]
 
 
 def project(points: Tensor) -> tuple[Tensor, str, float | None]:
@@ -96,7 +97,7 @@ def traverse(
         dims: which dimensions move.
         values: where to, in standard deviations of the prior from its mean.
     """
-    mean, scale = _moments(model.prior(), seed)
+    mean, scale = moments(model.prior(), seed)
     z = start.expand(len(dims), len(values), -1).clone()
     for row, dim in enumerate(dims):
         if not 0 <= dim < len(start):
@@ -133,7 +134,7 @@ def manifold(model: Any, num_steps: int = 15) -> tuple[Tensor, Tensor]:
     Returns:
         images ``[num_steps, num_steps, *event_shape]`` and values ``[num_steps]``.
     """
-    mean, scale = _moments(model.prior(), 0)
+    mean, scale = moments(model.prior(), 0)
     if len(mean) != 2:
         raise InputError(f"a manifold needs 2 latent dimensions, got {len(mean)}")
     quantile = (torch.arange(num_steps, dtype=torch.float64) + 0.5) / num_steps
@@ -151,8 +152,8 @@ def _mean(p: TorchDistribution, seed: int) -> Tensor:
     return mean
 
 
-def _moments(p: TorchDistribution, seed: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, in closed form or over draws."""
+def moments(p: TorchDistribution, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the mean and standard deviation of p, in closed form or over 1,000 draws."""
     try:
         return p.mean, p.variance.sqrt()
     except NotImplementedError:

@@ -437,7 +437,7 @@ GREY, REAL = ["--data", "digits(values=continuous)"], ["--likelihood", "normal(s
 WRONG_TRAINING = {
     ("--data", "mnsit"): "unknown data set 'mnsit'; did you mean 'mnist'?",
     ("--data", "digits(value=levels)"): "did you mean 'values'?",
-    ("--data", "digits(values=foo)"): "Valid: binary, continuous, levels",
+    ("--data", "digits(values=foo)"): "Valid: binary, continuous, counts, levels",
     ("--data", "digits("): "expected a spec",
     ("--data", "none.npy"): "no such file or folder",
     ("--data", "{files}/nan.npy"): "holds 1 NaN or infinite values",
@@ -691,3 +691,103 @@ def test_interrupted_and_resumed(tmp_path):
     succeed("train", *SMALL, "--epochs", epochs, "--out", "alone", cwd=tmp_path)
     assert len(read_rows(tmp_path / "r")) == epochs
     assert_same_run(tmp_path / "r", tmp_path / "alone")
+
+
+SWEEP = ["sweep", "--encoder", "mlp(hidden=(8,))", "--epochs", "2", "--batch-size", "400",
+         "--device", "cpu", "-K", "10", "--count", "30", "--latent-dim", "2"]  # fmt: skip
+
+
+def test_a_sweep_says_a_line_a_run_and_a_verdict(tmp_path):
+    command = [*SWEEP, "--latent-dim", "3", "--seeds", "2"]
+    out = succeed(*command, cwd=tmp_path)
+    lines = out.splitlines()
+    for i, line in enumerate(lines[:4]):
+        assert line.startswith(f"[{i + 1}/4] latent_dim={2 + i % 2}, seed {i // 2}: trained "), line
+        assert "ELBO -" in line
+        assert "log p(x) -" in line
+    title = "runs/sweep-1, test, 30 data of digits(values=binary, binarize=dynamic)"
+    assert lines[4:6] == ["", title]
+    assert "(2 and 2 seeds; 5 a side needed)" in out
+    assert "\x1b" not in out
+    assert "…" not in out
+    folder = tmp_path / "runs" / "sweep-1"
+    names = {path.name for path in folder.iterdir() if not path.name.startswith("latent_dim-")}
+    assert names == {"sweep.json", "sweep.csv", "figures"}
+    assert_picture(folder / "figures" / "sweep.png")
+    assert_picture(folder / "latent_dim-2-seed0" / "figures" / "training.png")
+    # The same command with that folder finds everything.
+    again = succeed(*command, "--out", folder, cwd=tmp_path)
+    assert [line.split(", ")[1].split(": ")[1] for line in again.splitlines()[:4]] == ["found"] * 4
+    assert len(succeed(*command, cwd=tmp_path).splitlines()) == len(lines)  # in runs/sweep-2
+    assert (tmp_path / "runs" / "sweep-2").is_dir()
+    # Its runs are runs like any other.
+    succeed("evaluate", folder / "latent_dim-2-seed0", "-K", 5, cwd=tmp_path)
+
+
+def test_a_sweep_with_a_failed_run_exits_with_1(tmp_path):
+    result = invoke(*SWEEP, "--beta", "1e38", "--beta", "1", "--seeds", "1", cwd=tmp_path)
+    assert result.status == 1
+    assert "[1/2] beta=1e+38, seed 0: diverged: step 1" in result.out
+    assert "[2/2] beta=1.0, seed 0: trained" in result.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prior", "standart_normal"], "did you mean 'standard_normal'?"),
+        (["--likelihood", "bernoulli", "--likelihood", "normal"], "sweep them apart"),
+        (["--data", "digits(values=levels)"], "likelihood bernoulli needs binary data"),
+        (["--latent-dim", "0"], "--latent-dim must be positive"),
+        (["--latent-dim", "many"], "Invalid value for '--latent-dim'"),
+        (["--seeds", "0"], "--seeds"),
+        (["-K", "0"], "--num-samples must be 1 or more"),
+        (["--count", "1000"], "takes 1 to 300, got 1000"),
+        (["--split", "all"], "unknown split 'all'"),
+        (["--epochs", "0"], "--epochs must be positive"),
+        (["--config", "none.yaml"], "no such file: 'none.yaml'"),
+        (["--out", "run"], "is a run, and a sweep's folder holds runs"),
+        (["--seed", "3"], "--seed"),
+    ],
+)
+def test_wrong_use_of_a_sweep(place, tmp_path, options, message):
+    if "--out" in options:
+        shutil.copytree(place / "two", tmp_path / "run")
+    assert message in refuse(*SWEEP, *options, cwd=tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_from_a_runs_own_config(place, tmp_path):
+    """Its settings are shared; its seed gives way to the sweep's."""
+    config = place / "two" / "config.yaml"
+    succeed("sweep", "--config", config, "--seeds", 2, "-K", 5, "--out", "s", cwd=tmp_path)
+    for seed in (0, 1):
+        settings = read_yaml(tmp_path / "s" / f"standard_normal-bernoulli-seed{seed}/config.yaml")
+        assert settings == read_yaml(config) | {"seed": seed}
+    assert_same_run(tmp_path / "s" / "standard_normal-bernoulli-seed0", place / "two")
+
+
+def test_an_interrupted_sweep_goes_on(tmp_path):
+    """Ctrl-C in the first run saves it, says how to go on, and exits with 130."""
+    command = [*SWEEP, "--epochs", "100000", "--seeds", "1", "--out", "s"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "40"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pyro_vae", *command], cwd=tmp_path, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        metrics = tmp_path / "s" / "standard_normal-bernoulli-seed0" / "metrics.jsonl"
+        while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 130, (out, err)
+    assert "Traceback" not in err
+    assert out.splitlines() == ["stopped; to go on: the same command"]
+    state = load_state(metrics.parent / "last.pt")
+    assert state["trainer"]["progress"]["epoch"] == len(read_rows(metrics.parent)) > 0
+    message = refuse(*SWEEP, "--seeds", "1", "--out", "s", cwd=tmp_path)
+    assert "was trained with epochs=100000, not 2" in message

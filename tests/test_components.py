@@ -169,7 +169,10 @@ WRONG = {
     ("optimizer", "sgd(lr=None)"): "lr must be like 0.001, got None",
     ("optimizer", "adam(betas=0.9)"): "betas must be like (0.9, 0.999), got 0.9",
     ("optimizer", "adam(betas=(2, 3))"): "Invalid beta",
-    ("likelihood", "normal(scale=(1, 2))"): "scale must be a positive number, learned or per_pixel, got (1, 2)",
+    (
+        "likelihood",
+        "normal(scale=(1, 2))",
+    ): "scale must be a positive number, learned or per_pixel, got (1, 2)",
     ("likelihood", "normal(scale=-1)"): "scale must be positive",
     ("objective", "trace(num_particles=0)"): "num_particles must be a whole number",
     ("objective", "trace(num_particles=1.5)"): "num_particles must be a whole number",

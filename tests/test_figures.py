@@ -87,6 +87,17 @@ def rows_of(num_epochs, beta=1.0, best=None, valid=True):
     ]
 
 
+def sweep_of(count):
+    """Long specs, five runs each, and an interval of each mean."""
+    labels = [
+        f"prior=mixture(components={k}), guide=iaf(num_flows={k}, hidden=(300, 300)), "
+        f"likelihood=normal(scale=learned, floor=$0_{k}$)"
+        for k in range(count)
+    ]
+    scores = noise(count, 5) - 5 * noise(count, 1, seed=1)
+    return labels, scores.tolist(), [(s.min() - 0.1, s.max() + 0.2) for s in scores]
+
+
 every_figure = {
     "training_curves": lambda: figures.training_curves(rows_of(30, beta=0.5)),
     "image_grid": lambda: figures.image_grid(noise(7, 8, 8)),
@@ -96,6 +107,7 @@ every_figure = {
     "interpolation": lambda: figures.interpolation(noise(2, 3, 8, 8), ends=noise(2, 2, 8, 8)),
     "latent_scatter": lambda: figures.latent_scatter(noise(50, 2), np.arange(50) % 3, method="x"),
     "manifold": lambda: figures.manifold(noise(3, 3, 8, 8), [-1, 0, 1]),
+    "sweep_scores": lambda: figures.sweep_scores(*sweep_of(20), note="† a lower bound"),
 }
 
 
@@ -128,7 +140,11 @@ def test_never_imports_pyplot():
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 
 
-@pytest.mark.parametrize("name", sorted(set(every_figure) - {"training_curves", "latent_scatter"}))
+# Matplotlib keeps tick labels beyond the frame, which nobody sees.
+FREE_TICKS = {"training_curves", "latent_scatter", "sweep_scores"}
+
+
+@pytest.mark.parametrize("name", sorted(set(every_figure) - FREE_TICKS))
 def test_all_writing_lies_on_the_page(name):
     figure = draw(every_figure[name]())
     page = figure.bbox
@@ -377,6 +393,44 @@ def test_latent_scatter_without_labels_and_with_many():
     assert [text.get_text() for text in named.legends[0].get_texts()] == ["cat", "dog"]
 
 
+def test_sweep_scores_are_sorted_with_a_dot_a_run():
+    labels, scores, intervals = sweep_of(4)
+    intervals[2] = None
+    (axes,) = draw(figures.sweep_scores(labels, scores, intervals)).axes
+    order = np.argsort(np.mean(scores, axis=1))[::-1]
+    shown = [label.get_text().replace("\n", " ") for label in axes.get_yticklabels()]
+    assert shown == [labels[i] for i in order]
+    heights = [axes.transData.transform((0, tick))[1] for tick in axes.get_yticks()]
+    assert heights == sorted(heights, reverse=True)  # the best on top
+    dots = [np.asarray(collection.get_offsets()) for collection in axes.collections]
+    for tick, i, points in zip(axes.get_yticks(), order, dots, strict=True):
+        assert np.allclose(points[:, 0], scores[i])
+        assert np.allclose(points[:, 1], tick)
+    lines = {line.get_ydata()[0]: line.get_xdata() for line in axes.lines if line.get_lw() == 3}
+    drawn = {i: lines.get(tick) for tick, i in zip(axes.get_yticks(), order, strict=True)}
+    assert drawn.pop(2) is None
+    assert all(tuple(ends) == pytest.approx(intervals[i]) for i, ends in drawn.items())
+    means = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"]
+    assert means == pytest.approx([np.mean(scores[i]) for i in order])
+
+
+def test_the_labels_of_a_large_sweep_lie_on_the_page_and_apart():
+    figure = draw(every_figure["sweep_scores"]())
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert len(boxes) == 20
+    assert min(box.x0 for box in boxes) >= 0
+    assert all(upper.y0 > lower.y1 for upper, lower in pairwise(boxes))
+    assert figure.bbox.y1 > boxes[0].y1
+
+
+def test_an_interval_of_two_seeds_does_not_squeeze_the_runs():
+    figure = figures.sweep_scores(["a", "b"], [[0.0, 1.0], [4.0]], [(-100.0, 100.0), None])
+    (axes,) = draw(figure).axes
+    low, high = axes.get_xlim()
+    assert -2.5 < low < 0
+    assert 4 < high < 6.5
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -404,6 +458,10 @@ def test_latent_scatter_without_labels_and_with_many():
         ),
         (lambda: figures.manifold(noise(2, 3, 8, 8), [0, 1]), r"\[n, n, …\]"),
         (lambda: figures.manifold(noise(2, 2, 8, 8), [0, 1, 2]), "grid_values"),
+        (lambda: figures.sweep_scores(["a"], [[1.0], [2.0]], [None, None]), "got 1 and 2"),
+        (lambda: figures.sweep_scores([], [], []), "at least one finite score"),
+        (lambda: figures.sweep_scores(["a"], [[]], [None]), "at least one finite score"),
+        (lambda: figures.sweep_scores(["a"], [[np.nan]], [None]), "at least one finite score"),
     ],
 )
 def test_wrong_input_gets_one_line(call, message):

@@ -16,13 +16,13 @@ from pyro_vae.terminal import TrainingDisplay, evaluation_table
 from pyro_vae.training import Trainer
 
 
-def train(is_terminal: bool, **options) -> str:
+def train(is_terminal: bool, title: str = "", **options) -> str:
     data = load_data("digits")
     torch.manual_seed(0)
     pair = build_pair(Config(encoder="mlp(hidden=(8,))", latent_dim=2), facts_of(data))
     trainer = Trainer(*pair, data, epochs=3, **options)
     console = Console(file=io.StringIO(), force_terminal=is_terminal, width=120, color_system=None)
-    with TrainingDisplay(console, trainer) as display:
+    with TrainingDisplay(console, trainer, title) as display:
         trainer.fit(display.on_epoch, display.on_step)
         if is_terminal:
             display.bar.refresh()
@@ -39,6 +39,12 @@ def test_the_bar_shows_bounds_beta_speed_and_time_left(monkeypatch):
         r"\d data/s \d:\d\d:",
     ):
         assert re.search(part, shown), part
+
+
+def test_a_title_stands_before_the_bar_as_it_is(monkeypatch):
+    monkeypatch.setattr(terminal, "REFRESH_INTERVAL", 0.0)
+    shown = train(is_terminal=True, title="[3/20] prior={x}[bold], seed 2")
+    assert "[3/20] prior={x}[bold], seed 2 epoch 3/3" in shown
 
 
 def test_plain_lines_off_a_terminal():

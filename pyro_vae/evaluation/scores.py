@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vae.data import Split
 from pyro_vae.evaluation.importance import LARGEST_ERROR, LogLikelihood, log_likelihood
-from pyro_vae.log_weights import Program
+from pyro_vae.log_weights import Program, draw_latents, own_parameters, weigh
 from pyro_vae.protocols import Facts
 from pyro_vae.standard_error import standard_error_of_mean
 
@@ -26,7 +26,7 @@ class Estimate:
 
     value: float
     standard_error: float | None
-    """Over Monte Carlo draws, the data held fixed; None where one draw was made."""
+    """Over Monte Carlo draws, the data held fixed; None where one or none was made."""
     data_standard_error: float | None
     """Over data; over blocks of neighbours where data are ordered; None for one datum."""
     count: int
@@ -68,7 +68,9 @@ def evaluate(
 ) -> Evaluation:
     """Score a pair on a split: ELBO, its two terms, IWAE-K and bits/dim where it applies.
 
-    All from the same K draws a datum; ELBO = reconstruction − KL. Bits/dim are
+    All from the same K draws a datum; ELBO = reconstruction − KL. Where the model
+    has ``log_evidence``, log p(x) stands beside them exactly. A guide without a
+    bound is scored by its reconstruction log p(x|z(x)) alone. Bits/dim are
     −log₂ p(x)/D of the mass on levels; for dequantized values y = (level + u)/n
     log P(level) ≥ E_u log p(y) − D log n, so they are an upper bound there.
 
@@ -82,10 +84,16 @@ def evaluate(
         data_protocol: what to record of the data; see ``DataSplits.protocol``.
     """
     x = split.scored().to(device, dtype)
-    result = log_likelihood(
-        model, guide, x, num_samples, chunk_size=chunk_size, seed=seed, on_block=on_block
-    )
-    estimates = _estimates(result, facts)
+    if getattr(guide, "has_bound", True):
+        result = log_likelihood(
+            model, guide, x, num_samples, chunk_size=chunk_size, seed=seed, on_block=on_block
+        )
+        estimates = _estimates(result, facts)
+        if hasattr(model, "log_evidence"):
+            estimates["log_evidence"] = _exact(model.log_evidence(x).double(), facts)
+    else:
+        num_samples = 1
+        estimates = {"reconstruction": _exact(_reconstruction(model, guide, x, chunk_size), facts)}
     protocol = {
         **(data_protocol or {}),
         "count": len(split),
@@ -124,6 +132,27 @@ def _estimates(result: LogLikelihood, facts: Facts) -> dict[str, Estimate]:
     if facts.measure in ("binary", "levels") or facts.dequantized:
         estimates["bits_per_dim"] = _bits_per_dim(estimates["log_likelihood"], facts)
     return estimates
+
+
+def _exact(values: Tensor, facts: Facts) -> Estimate:
+    """The mean of numbers without an error over draws."""
+    return Estimate(
+        value=float(values.mean()),
+        standard_error=None,
+        data_standard_error=standard_error_of_mean(values, facts.ordered),
+        count=len(values),
+    )
+
+
+@torch.no_grad()
+def _reconstruction(model: Program, guide: Program, x: Tensor, chunk_size: int | None) -> Tensor:
+    """log p(x|z) at the guide's one z a datum, ``[B]``."""
+    with own_parameters(model, guide):
+        parts = [
+            weigh(model, part, draw_latents(guide, part, 1, allow_points=True)).log_likelihood[0]
+            for part in x.split(chunk_size or 1000)
+        ]
+    return torch.cat(parts).double()
 
 
 def _bits_per_dim(log_px: Estimate, facts: Facts) -> Estimate:
