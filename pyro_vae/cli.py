@@ -533,8 +533,8 @@ def _train(path: Path, config: Config, trainer: Trainer, tensorboard: bool) -> N
         raise typer.Exit(130)
     gallery.draw_training(path, read_rows(path / "metrics.jsonl"))
     console.print(
-        f"{path}: {progress.epoch} epochs, {progress.step} steps, {progress.seconds:.0f} s; "
-        f"best validation {TITLES[trainer.criterion]} {progress.best_bound:.2f} nats/datum at epoch "
+        f"{path}: {progress.epoch} epochs, {progress.step} steps, {progress.seconds:.0f} s; best "
+        f"validation {TITLES[trainer.criterion]} {progress.best_bound:.2f} nats/datum at epoch "
         f"{progress.best_epoch}",
         soft_wrap=True,
     )

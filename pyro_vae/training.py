@@ -221,9 +221,10 @@ class Trainer:
     def validation_bound(self) -> tuple[float, float]:
         """Return the β = 1 ELBO on the validation data and its standard error, nats per datum.
 
-        Of a guide without a bound, the log-joint log p(x, z(x)). One z a datum, the same noise at every call: epochs differ by their
-        weights alone. The standard error is over data and draws together, over
-        blocks of neighbours where data are ordered; NaN for one datum.
+        Of a guide without a bound, the log-joint log p(x, z(x)). One z a datum, the
+        same noise at every call: epochs differ by their weights alone. The standard
+        error is over data and draws together, over blocks of neighbours where data
+        are ordered; NaN for one datum.
         """
         bounds = []
         seed = derive_seed(self.seed, "validation")

@@ -227,6 +227,35 @@ def test_draws(place, tmp_path, name, command):
         assert_picture(run / "figures" / f"{file}.png")
 
 
+def test_a_vamps_pseudo_inputs_are_drawn_with_its_samples(tmp_path):
+    succeed("train", *SMALL, "--prior", "vamp(components=9)", "--out", "run", cwd=tmp_path)
+    out = succeed("sample", "run", "--device", "cpu", cwd=tmp_path)
+    assert out.split() == ["run/figures/samples.png", "run/figures/pseudo_inputs.png"]
+    assert_picture(tmp_path / "run" / "figures" / "pseudo_inputs.png")
+
+
+def test_a_point_has_no_bound_on_any_page(tmp_path):
+    out = succeed("train", *SMALL, "--guide", "delta", "--out", "run", cwd=tmp_path)
+    out += succeed("evaluate", "run", "-K", 20, cwd=tmp_path)
+    assert "best validation log p(x, z(x))" in out
+    assert "E_q log p(x|z)" in out
+    for word in ("ELBO", "IWAE", "KL", "bits"):
+        assert word not in out
+    assert_picture(tmp_path / "run" / "figures" / "training.png")
+    (entry,) = json.loads((tmp_path / "run" / "evaluation" / "test.json").read_text())
+    assert list(entry["estimates"]) == ["reconstruction"]
+
+
+def test_two_layers_train_score_and_draw(tmp_path):
+    options = ["--model", "hierarchical(latent_dims=(4, 2))", "--guide", "hierarchical"]
+    succeed("train", *SMALL, *options, "--out", "run", cwd=tmp_path)
+    assert read_yaml(tmp_path / "run" / "config.yaml")["latent_dim"] == 2
+    assert "log p(x), IWAE-20" in succeed("evaluate", "run", "-K", 20, cwd=tmp_path)
+    for command, files in DRAW.items():
+        out = succeed(command, "run", cwd=tmp_path)
+        assert out.split() == [f"run/figures/{name}.png" for name in files if name != "manifold"]
+
+
 def test_draws_where_told_and_the_same_for_the_same_seed(place, tmp_path):
     files = [tmp_path / f"{i} [b] :dog: é.png" for i in range(3)]
     for file, seed in zip(files, (1, 1, 2), strict=True):

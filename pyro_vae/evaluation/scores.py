@@ -90,7 +90,8 @@ def evaluate(
         )
         estimates = _estimates(result, facts)
         if hasattr(model, "log_evidence"):
-            estimates["log_evidence"] = _exact(model.log_evidence(x).double(), facts)
+            with torch.no_grad():
+                estimates["log_evidence"] = _exact(model.log_evidence(x).double(), facts)
     else:
         num_samples = 1
         estimates = {"reconstruction": _exact(_reconstruction(model, guide, x, chunk_size), facts)}

@@ -5,10 +5,13 @@ import math
 import pytest
 import torch
 
+from pyro_vae.assembly import build_pair
+from pyro_vae.config import Config
 from pyro_vae.data import load_data
 from pyro_vae.data.images import TensorImages
 from pyro_vae.data.splits import Split
 from pyro_vae.data.values import Values
+from pyro_vae.errors import InputError
 from pyro_vae.evaluation import evaluate, log_likelihood
 from pyro_vae.protocols import Facts
 from pyro_vae.standard_error import standard_error_of_mean
@@ -167,3 +170,40 @@ def test_ordered_data_have_the_larger_error_they_deserve():
 
 def test_one_datum_has_no_error_over_data():
     assert standard_error_of_mean(torch.ones(1)) is None
+
+
+DIGITS = Facts((8, 8), "continuous", num_levels=17, dequantized=True)
+
+
+def test_exact_evidence_stands_beside_the_estimate(digits):
+    config = Config(
+        model="linear_gaussian", guide="diagonal_normal", likelihood="normal", latent_dim=2,
+        dtype="float64",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, guide = build_pair(config, DIGITS)
+    given = {"num_samples": 2000, "dtype": torch.float64}
+    estimates = evaluate(model, guide, digits, DIGITS, **given).estimates
+    exact, estimate = estimates["log_evidence"], estimates["log_likelihood"]
+    log_px = model.log_evidence(digits.scored().double()).detach()
+    assert exact.value == pytest.approx(float(log_px.mean()))
+    assert exact.standard_error is None
+    assert exact.data_standard_error == pytest.approx(float(log_px.std()) / math.sqrt(40))
+    assert abs(estimate.value - exact.value) < 4 * estimate.standard_error - estimate.bias
+
+
+def test_a_point_is_scored_by_its_reconstruction_alone(digits):
+    config = Config(guide="delta", likelihood="normal", latent_dim=3, encoder="mlp(hidden=(8,))")
+    torch.manual_seed(0)
+    model, guide = build_pair(config, DIGITS)
+    for chunk_size in (None, 7):
+        evaluation = evaluate(model, guide, digits, DIGITS, num_samples=50, chunk_size=chunk_size)
+        x = digits.scored()
+        expected = model.decode(guide.posterior(x).mean).log_prob(x).detach().double()
+        (name,) = evaluation.estimates
+        assert name == "reconstruction"
+        assert evaluation.estimates[name].value == pytest.approx(float(expected.mean()))
+        assert evaluation.estimates[name].standard_error is None
+        assert evaluation.protocol["num_samples"] == 1
+    with pytest.raises(InputError, match=r"latent site 'z' of the guide is a Delta.*no IWAE"):
+        log_likelihood(model, guide, digits.scored(), 10)

@@ -1,6 +1,8 @@
 """The mixture prior: matrix products against the broadcast density, samples against both."""
 
 import math
+import subprocess
+import sys
 
 import pyro.distributions as dist
 import pytest
@@ -196,3 +198,21 @@ def test_learned_scales_stay_above_the_floor():
 def test_bad_arguments(options, name):
     with pytest.raises(InputError, match=f"mixture: {name}"):
         Mixture(latent_dim=2, **options)
+
+
+@pytest.mark.slow
+def test_a_million_z_under_500_components_stay_below_a_gigabyte():
+    """40 dimensions, in the evaluator's chunks; the peak beyond inputs and outputs."""
+    program = """
+import resource, torch
+from pyro_vae.models.priors.mixture import Mixture
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+p = Mixture(latent_dim=40, components=500).requires_grad_(False)()
+z, out = torch.randn(1_000_000, 40), torch.zeros(1_000_000)
+before = peak()
+for start in range(0, 1_000_000, 12_800):
+    out[start : start + 12_800] = p.log_prob(z[start : start + 12_800])
+print(peak() - before)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert int(run.stdout) < 2**30
