@@ -4,14 +4,14 @@ __all__ = ["FlowGuide", "standard_normal_like"]
 
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from ._amortized import AmortizedGuide
 
-class FlowGuide(PyroModule):
+
+class FlowGuide(AmortizedGuide):
     """A guide with μ(x), σ(x) and a flow: subclasses give the ``posterior``.
 
     Arguments:
@@ -19,23 +19,14 @@ class FlowGuide(PyroModule):
         latent_dim: the dimension of z.
     """
 
-    has_density = True
-
     def __init__(self, encoder: Any, latent_dim: int):
-        super().__init__("guide")
+        super().__init__()
         self.encoder = encoder
         self.head = nn.Linear(encoder.out_features, 2 * latent_dim)
 
     def posterior(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
         raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Sample z for ``x`` ``[B, *event_shape]``; the encoder runs once a datum."""
-        q = self.posterior(x)
-        with pyro.plate("data", x.shape[0], dim=-1):
-            z: Tensor = pyro.sample("z", q)
-            return z
 
 
 def standard_normal_like(x: Tensor) -> dist.TorchDistribution:

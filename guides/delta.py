@@ -4,13 +4,13 @@ __all__ = ["Delta"]
 
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from ._amortized import AmortizedGuide
 
-class Delta(PyroModule):
+
+class Delta(AmortizedGuide):
     """A point mass at the encoder's output, q(z|x) = δ(z − μ(x)): a plain autoencoder.
 
     Training maximizes log p(x|μ(x)) + log p(μ(x)): a reconstruction and the
@@ -41,17 +41,10 @@ class Delta(PyroModule):
     has_bound = False
 
     def __init__(self, encoder: Any, latent_dim: int):
-        super().__init__("guide")
+        super().__init__()
         self.encoder = encoder
         self.head = nn.Linear(encoder.out_features, latent_dim)
 
     def posterior(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
         return dist.Delta(self.head(self.encoder(x)), event_dim=1, validate_args=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Set z for ``x`` ``[B, *event_shape]``; the encoder runs once a datum."""
-        q = self.posterior(x)
-        with pyro.plate("data", x.shape[0], dim=-1):
-            z: Tensor = pyro.sample("z", q)
-            return z

@@ -4,17 +4,17 @@ __all__ = ["DiagonalNormal"]
 
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_vae.errors import InputError
 from pyro_vae.links import positive
 
+from ._amortized import AmortizedGuide
 
-class DiagonalNormal(PyroModule):
+
+class DiagonalNormal(AmortizedGuide):
     """A normal with diagonal covariance, q(z|x) = N(μ(x), diag σ²(x)).
 
     Samples are reparameterized, z = μ(x) + σ(x) ε with ε ~ N(0, I), so that
@@ -39,10 +39,8 @@ class DiagonalNormal(PyroModule):
         tensor([0.6931, 0.6931], grad_fn=<SelectBackward0>)
     """
 
-    has_density = True
-
     def __init__(self, encoder: Any, latent_dim: int, scale: str = "amortized"):
-        super().__init__("guide")
+        super().__init__()
         if scale not in ("amortized", "constant"):
             raise InputError(f"diagonal_normal: scale must be amortized or constant, got {scale!r}")
         self.encoder = encoder
@@ -57,10 +55,3 @@ class DiagonalNormal(PyroModule):
         outputs = self.head(self.encoder(x))
         loc, raw_scale = outputs.chunk(2, dim=-1) if self.amortized else (outputs, self.raw_scale)
         return dist.Normal(loc, positive(raw_scale), validate_args=False).to_event(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Sample z for ``x`` ``[B, *event_shape]``; the encoder runs once a datum."""
-        q = self.posterior(x)
-        with pyro.plate("data", x.shape[0], dim=-1):
-            z: Tensor = pyro.sample("z", q)
-            return z

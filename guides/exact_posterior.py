@@ -4,15 +4,15 @@ __all__ = ["ExactPosterior"]
 
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
-from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_vae.errors import InputError
 
+from ._amortized import AmortizedGuide
 
-class ExactPosterior(PyroModule):
+
+class ExactPosterior(AmortizedGuide):
     """The model's exact p(z|x), for ``linear_gaussian``: every ELBO is log p(x).
 
     It has no parameters: q moves with p, and the gradient of the ELBO is that of
@@ -22,10 +22,8 @@ class ExactPosterior(PyroModule):
         model: a model with ``posterior(x)``.
     """
 
-    has_density = True
-
     def __init__(self, model: Any):
-        super().__init__("guide")
+        super().__init__()
         if not hasattr(model, "posterior"):
             raise InputError(
                 "guide exact_posterior needs a model with an exact posterior, such as "
@@ -38,10 +36,3 @@ class ExactPosterior(PyroModule):
         """Return p(z|x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
         q: dist.TorchDistribution = self._model[0].posterior(x)
         return q
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Sample z for ``x`` ``[B, *event_shape]``."""
-        q = self.posterior(x)
-        with pyro.plate("data", x.shape[0], dim=-1):
-            z: Tensor = pyro.sample("z", q)
-            return z

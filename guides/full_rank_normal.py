@@ -5,17 +5,17 @@ __all__ = ["FullRankNormal"]
 import math
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_vae.errors import InputError
 from pyro_vae.links import positive
 
+from ._amortized import AmortizedGuide
 
-class FullRankNormal(PyroModule):
+
+class FullRankNormal(AmortizedGuide):
     """A normal with full covariance, q(z|x) = N(μ(x), L(x) L(x)ᵀ).
 
     L = diag(σ) (I + N), N strictly lower triangular and unconstrained: every
@@ -47,12 +47,11 @@ class FullRankNormal(PyroModule):
                 [1.3863, 0.6931]], grad_fn=<SelectBackward0>)
     """
 
-    has_density = True
     rows: Tensor
     columns: Tensor
 
     def __init__(self, encoder: Any, latent_dim: int, scale: str = "amortized"):
-        super().__init__("guide")
+        super().__init__()
         if scale not in ("amortized", "constant"):
             raise InputError(
                 f"full_rank_normal: scale must be amortized or constant, got {scale!r}"
@@ -79,13 +78,6 @@ class FullRankNormal(PyroModule):
         loc = outputs[..., : self.latent_dim]
         raw_tril = outputs[..., self.latent_dim :] if self.amortized else self.raw_tril
         return _CholeskyNormal(loc, scale_tril=self._scale_tril(raw_tril), validate_args=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Sample z for ``x`` ``[B, *event_shape]``; the encoder runs once a datum."""
-        q = self.posterior(x)
-        with pyro.plate("data", x.shape[0], dim=-1):
-            z: Tensor = pyro.sample("z", q)
-            return z
 
     def _scale_tril(self, raw: Tensor) -> Tensor:
         """L ``[*, D, D]`` from ``[*, D + D (D − 1)/2]``: D raw scales, then the rows of N."""

@@ -5,18 +5,18 @@ __all__ = ["LowRankNormal"]
 import math
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_vae.errors import InputError
 from pyro_vae.links import positive
 
+from ._amortized import AmortizedGuide
 
-class LowRankNormal(PyroModule):
+
+class LowRankNormal(AmortizedGuide):
     """A normal with low-rank plus diagonal covariance, diag(σ) (I + F Fᵀ) diag(σ) at each x.
 
     z = μ + σ ⊙ (F η + ε),  η ~ N(0, I_rank),  ε ~ N(0, I),  with μ, σ and F
@@ -41,10 +41,8 @@ class LowRankNormal(PyroModule):
         (torch.Size([5, 3, 2]), torch.Size([5, 3, 3]))
     """
 
-    has_density = True
-
     def __init__(self, encoder: Any, latent_dim: int, rank: int | None = None):
-        super().__init__("guide")
+        super().__init__()
         if rank is None:
             rank = min(2, latent_dim)
         if type(rank) is not int or not 1 <= rank <= latent_dim:
@@ -64,13 +62,6 @@ class LowRankNormal(PyroModule):
         loc, raw_scale, factor = self.head(self.encoder(x)).split(self.sizes, dim=-1)
         factor = factor.unflatten(-1, (loc.shape[-1], -1))
         return _FactorNormal(loc, positive(raw_scale), factor)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Sample z for ``x`` ``[B, *event_shape]``; the encoder runs once a datum."""
-        q = self.posterior(x)
-        with pyro.plate("data", x.shape[0], dim=-1):
-            z: Tensor = pyro.sample("z", q)
-            return z
 
 
 class _FactorNormal(dist.TorchDistribution):

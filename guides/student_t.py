@@ -5,18 +5,18 @@ __all__ = ["StudentT"]
 import math
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions.utils import broadcast_all
 
 from pyro_vae.errors import InputError
 from pyro_vae.links import positive
 
+from ._amortized import AmortizedGuide
 
-class StudentT(PyroModule):
+
+class StudentT(AmortizedGuide):
     """Independent Student-t latents, whose tails keep importance weights bounded.
 
     log q(z|x) = Σ_d −½ (ν + 1) log(1 + y_d²/ν) − log s_d
@@ -44,10 +44,8 @@ class StudentT(PyroModule):
         tensor([1.5000, 1.5000], grad_fn=<SelectBackward0>)
     """
 
-    has_density = True
-
     def __init__(self, encoder: Any, latent_dim: int, df: float = 5.0):
-        super().__init__("guide")
+        super().__init__()
         if isinstance(df, bool) or not isinstance(df, int | float) or not 2 < df < math.inf:
             raise InputError(f"student_t: df must be a finite number > 2, got {df!r}")
         self.encoder = encoder
@@ -58,13 +56,6 @@ class StudentT(PyroModule):
         """Return q(z|x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
         loc, raw_scale = self.head(self.encoder(x)).chunk(2, dim=-1)
         return _StudentT(self.df, loc, positive(raw_scale)).to_event(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Sample z for ``x`` ``[B, *event_shape]``; the encoder runs once a datum."""
-        q = self.posterior(x)
-        with pyro.plate("data", x.shape[0], dim=-1):
-            z: Tensor = pyro.sample("z", q)
-            return z
 
 
 class _StudentT(dist.StudentT):  # type: ignore[misc]
