@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import InputError
+from pyro_vae.flows import state_of
 from pyro_vae.links import positive
 
 from ._amortized import AmortizedGuide
@@ -94,9 +95,11 @@ class _CholeskyNormal(dist.MultivariateNormal):
     log q(z) = −½ |ε|² − Σ_i log L_ii − (D/2) log 2π
 
     Neither the value nor the gradient along z(loc, L) needs the solve L⁻¹ (z − loc).
+    For ∂log q/∂z alone, take the density at ``z.detach().requires_grad_()``.
     """
 
     _draw: tuple[Tensor, ...] | None = None
+    _state: tuple[tuple[int, bool], ...] = ()
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         L = self._unbroadcasted_scale_tril
@@ -104,7 +107,7 @@ class _CholeskyNormal(dist.MultivariateNormal):
         epsilon = torch.randn(shape, dtype=L.dtype, device=L.device)
         # torch.matmul would copy L once for every sample.
         z: Tensor = self.loc + torch.einsum("...ij,...j->...i", L, epsilon)
-        self._draw = (z, epsilon, self.loc, L)
+        self._draw, self._state = (z, epsilon, self.loc, L), state_of(z)
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -118,7 +121,7 @@ class _CholeskyNormal(dist.MultivariateNormal):
 
     def _drew(self, value: Tensor) -> bool:
         """Whether ``value`` is the last draw, its gradient if asked for that of z(loc, L)."""
-        if self._draw is None or value is not self._draw[0]:
+        if self._draw is None or value is not self._draw[0] or state_of(value) != self._state:
             return False
         _, _, loc, L = self._draw
         unchanged = loc is self.loc and L is self._unbroadcasted_scale_tril

@@ -4,7 +4,6 @@ __all__ = ["LinearGaussian"]
 
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -12,12 +11,12 @@ from torch import Tensor
 from pyro_vae.errors import InputError
 from pyro_vae.networks import Decoder, linear
 
-from ._decoded import Decoded
 from .likelihoods.normal import Normal
 from .priors.standard_normal import StandardNormal
+from .vae import VAE
 
 
-class LinearGaussian(Decoded):
+class LinearGaussian(VAE):
     """Probabilistic PCA, z ~ N(0, I), x|z ~ N(W z + b, σ² I), with exact log p(x) and p(z|x).
 
     log p(x) = log N(x; b, W Wᵀ + σ² I)
@@ -61,22 +60,18 @@ class LinearGaussian(Decoded):
             )
         body = linear().decoder(latent_dim, event_shape, 1)
         decoder = Decoder(body, latent_dim, event_shape, 1)
-        super().__init__(likelihood, decoder, event_shape, output_bias, data_mean)
-        self.prior = prior
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the program on ``x`` ``[B, *event_shape]``; returns the latents."""
-        with pyro.plate("data", x.shape[0], dim=-1):
-            z: Tensor = pyro.sample("z", self.prior())
-            pyro.sample("x", self.decode(z), obs=x)
-            return z
+        super().__init__(prior, likelihood, decoder, event_shape, output_bias, data_mean)
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """Return log p(x) of each datum ``[B]``, exactly, in nats."""
-        W, b, scale = self._parameters_of_p()
+        """Return log p(x) of each datum ``[B]``, exactly, in nats; float64.
+
+        It is a difference of squares of order |x − b|²/σ², which float32 would
+        leave with errors of 0.4 nats at σ = 0.1 and 784 dimensions.
+        """
+        W, b, scale = (parameter.double() for parameter in self._parameters_of_p())
         variance = (scale**2).expand(len(b))
         p = dist.LowRankMultivariateNormal(b, W, variance, validate_args=False)
-        log_px: Tensor = p.log_prob(x.reshape(len(x), -1))
+        log_px: Tensor = p.log_prob(x.reshape(len(x), -1).double())
         return log_px
 
     def posterior(self, x: Tensor) -> dist.TorchDistribution:

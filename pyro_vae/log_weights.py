@@ -118,9 +118,12 @@ def weigh(model: Program, x: Tensor, latents: Latents) -> LogWeights:
     sites = dict(_sites(poutine.trace(replayed).get_trace(x)))
     observed = {name: site for name, site in sites.items() if site["is_observed"]}
     latent = {name: site for name, site in sites.items() if not site["is_observed"]}
-    for name in latent.keys() ^ latents.values.keys():
+    for name in sorted(latent.keys() ^ latents.values.keys()):
         place, other = ("model", "guide") if name in latent else ("guide", "model")
-        raise InputError(f"latent site {name!r} is in the {place} but not in the {other}")
+        raise InputError(
+            f"latent site {name!r} is in the {place} but not in the {other} (model: "
+            f"{', '.join(latent)}; guide: {', '.join(latents.values)}); take two that go together"
+        )
     if not observed:
         raise InputError("the model has no observed site; expected pyro.sample('x', …, obs=x)")
     return LogWeights(

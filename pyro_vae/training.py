@@ -135,6 +135,7 @@ class Trainer:
         scale = Beta(self._beta) if annealed else lambda program: program
         self.svi = SVI(scale(model), scale(guide), self.optim, objective or Trace())
         self.svi.loss_and_grads = _finite(self.svi.loss_and_grads)
+        self._try_objective()
 
     @property
     def finished(self) -> bool:
@@ -340,10 +341,8 @@ class Trainer:
 
     def _first_run(self) -> dict[str, Tensor]:
         """Run guide and model once and return the parameters they register, in order."""
-        x = self.data.train.scored(slice(0, min(2, len(self.data.train))))
-        x = x.to(self.device, self.dtype)
         with self._evaluation_mode(), torch.no_grad():
-            self._draw_weights(x)
+            self._draw_weights(self._two_data())
         parameters = dict(pyro.get_param_store().named_parameters())
         if not parameters:
             raise InputError("neither model nor guide has a parameter to train")
@@ -357,6 +356,27 @@ class Trainer:
                         "their roots, super().__init__('model') and super().__init__('guide')"
                     )
         return parameters
+
+    def _try_objective(self) -> None:
+        """Let the objective refuse the pair before anything is trained."""
+        with (
+            self.parameters(),
+            forked(self.device),
+            self._evaluation_mode(),
+            torch.no_grad(),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", UserWarning)
+            try:
+                self.svi.loss(self.svi.model, self.svi.guide, self._two_data())
+            except InputError:
+                raise
+            except (ValueError, ArithmeticError):
+                pass  # numbers that are not finite: the step says where
+
+    def _two_data(self) -> Tensor:
+        x = self.data.train.scored(slice(0, min(2, len(self.data.train))))
+        return x.to(self.device, self.dtype)
 
     def _explain(self, x: Tensor, before: dict[str, Tensor], error: Exception) -> NoReturn:
         _set_random_state(before, self.device)

@@ -11,7 +11,7 @@ from pyro_vae.flows.autoregressive import Autoregressive, AutoregressiveLayer
 from pyro_vae.flows.coupling import Coupling, CouplingLayer
 from pyro_vae.flows.elementwise import Affine, Elementwise, Spline
 from pyro_vae.flows.sizes import check_sizes
-from pyro_vae.flows.step import LocScale, Step, bounded
+from pyro_vae.flows.step import LocScale, Step, bounded, state_of
 
 __all__ = [
     "Step",
@@ -24,5 +24,6 @@ __all__ = [
     "Affine",
     "Spline",
     "bounded",
+    "state_of",
     "check_sizes",
 ]

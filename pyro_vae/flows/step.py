@@ -1,6 +1,6 @@
 """One bijection of z, which remembers the log-determinant of its latest pair."""
 
-__all__ = ["Step", "LocScale", "bounded"]
+__all__ = ["Step", "LocScale", "bounded", "state_of"]
 
 from typing import NamedTuple
 
@@ -20,12 +20,19 @@ def bounded(x: Tensor, limit: float = 3.0) -> Tensor:
     return limit * torch.tanh(x / limit)
 
 
+def state_of(*tensors: Tensor) -> tuple[tuple[int, bool], ...]:
+    """Return what an in-place change, or ``requires_grad_``, of a tensor would move."""
+    return tuple((0 if t.is_inference() else t._version, t.requires_grad) for t in tensors)
+
+
 class Step(Transform):
     """A bijection y = f(x) of vectors that knows log|det dy/dx| of its latest pair.
 
     Sampling leaves the pair behind, so that the density of one's own sample
-    needs no inverse. A pair made under ``no_grad`` is not used where gradients
-    are recorded: it holds none.
+    needs no inverse. The pair is not used where gradients are recorded and it was
+    made under ``no_grad``, nor once one of its tensors has changed. At one's own
+    sample the density depends on the parameters through x, not through y: for
+    ∂log q/∂y alone, take the density at ``y.detach().requires_grad_()``.
     """
 
     domain = constraints.real_vector
@@ -69,13 +76,14 @@ class Step(Transform):
         return pair.log_det
 
     def _keep(self, x: Tensor, y: Tensor, log_det: Tensor) -> "_Pair":
-        self._pair = _Pair(x, y, log_det, torch.is_grad_enabled())
+        self._pair = _Pair(x, y, log_det, torch.is_grad_enabled(), state_of(x, y))
         return self._pair
 
     def _usable_pair(self) -> "_Pair | None":
-        if self._pair is None or (torch.is_grad_enabled() and not self._pair.has_grad):
+        pair = self._pair
+        if pair is None or (torch.is_grad_enabled() and not pair.has_grad):
             return None
-        return self._pair
+        return pair if state_of(pair.x, pair.y) == pair.state else None
 
 
 class _Pair(NamedTuple):
@@ -83,6 +91,7 @@ class _Pair(NamedTuple):
     y: Tensor
     log_det: Tensor
     has_grad: bool
+    state: tuple[tuple[int, bool], ...]
 
 
 class LocScale(Step):

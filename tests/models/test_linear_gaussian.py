@@ -90,6 +90,20 @@ def test_bias_can_start_at_the_data_mean():
     torch.testing.assert_close(model.decode(torch.zeros(2)).mean, mean)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.1, 0.01])
+def test_evidence_is_exact_in_float32_too(scale):
+    """784 dimensions, data of the model's own; the truth is a dense float64 normal."""
+    torch.manual_seed(0)
+    model = LinearGaussian(StandardNormal(20), Normal(scale=scale), 20, (28, 28))
+    x = model.decode(model.prior().sample((5,))).sample().detach()
+    layer = model.decoder.body[-1].double()
+    covariance = layer.weight @ layer.weight.T + scale**2 * torch.eye(784, dtype=torch.float64)
+    p = dist.MultivariateNormal(layer.bias, covariance)
+    expected = p.log_prob(x.double().flatten(1))
+    model.float()
+    torch.testing.assert_close(model.log_evidence(x), expected, rtol=1e-7, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("prior", "likelihood", "message"),
     [
