@@ -101,7 +101,12 @@ def _build_pair(
     network: Network = build("network", config.encoder)
     body, features = network.encoder(facts.event_shape)
     encoder = Encoder(
-        body, facts.event_shape, features, facts.input_scale, log_input=facts.measure == "counts"
+        body,
+        facts.event_shape,
+        features,
+        input_loc=facts.data_loc,
+        input_scale=facts.unit,
+        log_input=facts.measure == "counts",
     )
     offered: dict[str, Any] = {
         "latent_dim": dims[-1],
@@ -109,6 +114,7 @@ def _build_pair(
         "event_shape": facts.event_shape,
         "measure": facts.measure,
         "num_levels": facts.num_levels,
+        "unit": facts.unit,
         "data_mean": data_mean,
         "data_sample": data_sample,
         "encoder": encoder,

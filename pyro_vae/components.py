@@ -43,7 +43,7 @@ UNSUPPORTED = frozenset(
 # Received by name where a constructor asks for them; never given in a spec.
 OFFERED = frozenset(
     (
-        "latent_dim", "latent_dims", "event_shape", "measure", "num_levels", "data_mean",
+        "latent_dim", "latent_dims", "event_shape", "measure", "num_levels", "unit", "data_mean",
         "data_sample", "encoder", "posterior", "has_density", "model", "prior", "likelihood",
         "decoder", "params", "optimizer",
     )

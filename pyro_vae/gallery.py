@@ -164,7 +164,7 @@ def _display_range(run: Run, images: Tensor) -> tuple[float, float]:
     facts = run.facts
     if facts.measure == "counts" or (facts.measure == "continuous" and not facts.dequantized):
         return float(images.min()), float(images.max())
-    return 0.0, facts.input_scale
+    return 0.0, facts.unit
 
 
 def _on_cpu(*tensors: Tensor) -> list[Tensor]:

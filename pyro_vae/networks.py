@@ -30,7 +30,7 @@ class Encoder(nn.Module):
         body: maps ``[N, *event_shape]`` to ``[N, out_features]``.
         event_shape: the shape of one datum.
         out_features: the width of the features.
-        input_scale: x is divided by it first, n − 1 for levels 0 … n−1.
+        input_loc, input_scale: x enters as (x − loc)/scale: x/(n−1) for levels 0 … n−1.
         log_input: log(1 + x) enters for x, for counts.
     """
 
@@ -39,6 +39,7 @@ class Encoder(nn.Module):
         body: nn.Module,
         event_shape: tuple[int, ...],
         out_features: int,
+        input_loc: float = 0.0,
         input_scale: float = 1.0,
         log_input: bool = False,
     ):
@@ -46,6 +47,7 @@ class Encoder(nn.Module):
         self.body = body
         self.event_shape = tuple(event_shape)
         self.out_features = out_features
+        self.input_loc = input_loc
         self.input_scale = input_scale
         self.log_input = log_input
 
@@ -57,6 +59,8 @@ class Encoder(nn.Module):
                 f"encoder expected x of shape [*, {_shown(self.event_shape)}], "
                 f"got [{_shown(x.shape)}]"
             )
+        if self.input_loc != 0.0:
+            x = x - self.input_loc
         if self.input_scale != 1.0:
             x = x / self.input_scale
         if self.log_input:

@@ -15,7 +15,7 @@ __all__ = [
 ]
 
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 from typing import Any, Protocol, runtime_checkable
 
 import pyro.distributions as dist
@@ -36,6 +36,8 @@ class Facts:
     ``event_shape`` is the shape of one datum; ``measure`` one of "binary",
     "levels", "counts" (masses) or "continuous" (a density); ``num_levels`` is n
     for levels 0 … n−1 and for their dequantized values (level + u)/n;
+    ``data_loc`` and ``data_scale`` are the mean of real data over all dimensions and
+    their standard deviation about the mean of each, 0 and 1 for all other data;
     ``constant_dims`` counts the dimensions that take one value in all training
     data, and ``discrete`` tells whether continuous values repeat as levels do.
     """
@@ -47,6 +49,8 @@ class Facts:
     ordered: bool = False
     constant_dims: int = 0
     discrete: bool = False
+    data_loc: float = 0.0
+    data_scale: float = 1.0
 
     @property
     def is_valid(self) -> bool:
@@ -60,6 +64,8 @@ class Facts:
             and (self.num_levels is None or (type(self.num_levels) is int and self.num_levels > 1))
             and all(type(flag) is bool for flag in flags)
             and type(self.constant_dims) is int
+            and all(map(isfinite, (self.data_loc, self.data_scale)))
+            and self.data_scale > 0
         )
 
     @property
@@ -68,9 +74,11 @@ class Facts:
         return prod(self.event_shape)
 
     @property
-    def input_scale(self) -> float:
-        """What the encoder divides x by: n − 1 for levels, else 1."""
-        return float(self.num_levels - 1) if self.measure == "levels" and self.num_levels else 1.0
+    def unit(self) -> float:
+        """The unit of one step in x: n − 1 for levels, the deviation of real data, else 1."""
+        if self.measure == "levels" and self.num_levels:
+            return float(self.num_levels - 1)
+        return self.data_scale
 
 
 @runtime_checkable

@@ -4,9 +4,9 @@ __all__ = ["train", "start_run", "resume_run", "train_run", "facts_of"]
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +157,10 @@ def train_run(
 
 def facts_of(data: DataSplits) -> Facts:
     """Return what the components need to know of a data set."""
-    constant, discrete = 0, False
+    constant, discrete, loc, scale = 0, False, 0.0, 1.0
     if data.measure == "continuous" and not data.dequantized:
         constant, discrete = _atoms(data.train)
+        loc, scale = _loc_and_scale(data)
     return Facts(
         event_shape=tuple(data.event_shape),
         measure=data.measure,
@@ -168,7 +169,17 @@ def facts_of(data: DataSplits) -> Facts:
         ordered=data.ordered,
         constant_dims=constant,
         discrete=discrete,
+        data_loc=loc,
+        data_scale=scale,
     )
+
+
+def _loc_and_scale(data: DataSplits) -> tuple[float, float]:
+    """(mean over all dimensions, standard deviation about the mean of each)."""
+    mean = data.data_mean.double()
+    squares = sum(float((x.double() - mean).square().sum()) for x in data.train.scored_chunks())
+    scale = math.sqrt(squares / (len(data.train) * mean.numel()))
+    return float(mean.mean()), scale or 1.0
 
 
 def _atoms(split: Split) -> tuple[int, bool]:
@@ -262,7 +273,9 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def _line(row: dict[str, Any]) -> str:
     """A row as JSON, which has no NaN: a standard error of one datum is null."""
-    finite = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
+    finite = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
+    }
     return json.dumps(finite, allow_nan=False) + "\n"
 
 

@@ -132,8 +132,9 @@ def read_config(path: Path) -> tuple[Config, Facts]:
     except InputError as error:
         raise InputError(f"'{file}': {error}") from None
     try:
-        facts = Facts(**{**facts, "event_shape": tuple(facts["event_shape"])})
-    except (KeyError, TypeError):
+        floats = {k: float(facts[k]) for k in ("data_loc", "data_scale")}  # YAML reads 1e-3 as text
+        facts = Facts(**{**facts, **floats, "event_shape": tuple(facts["event_shape"])})
+    except (KeyError, TypeError, ValueError):
         facts = None
     if facts is None or not facts.is_valid:
         raise InputError(f"'{file}' is damaged: its facts do not describe data")

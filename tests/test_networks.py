@@ -24,7 +24,7 @@ LATENT_DIM = 3
 
 def make_encoder(network, shape, input_scale=1.0):
     body, features = network.encoder(shape)
-    return Encoder(body, shape, features, input_scale)
+    return Encoder(body, shape, features, input_scale=input_scale)
 
 
 def make_decoder(network, shape, params_per_dim=1):
@@ -158,6 +158,25 @@ def test_input_scale_divides():
     plain = Encoder(encoder.body, (5,), 4)
     x = torch.rand(3, 5) * 16
     torch.testing.assert_close(encoder(x), plain(x / 16))
+
+
+def test_real_data_enter_standardized():
+    encoder = make_encoder(mlp(hidden=(4,)), (5,), input_scale=20.0)
+    encoder.input_loc = 1000.0
+    plain = Encoder(encoder.body, (5,), 4)
+    x = 1000 + 20 * torch.randn(3, 5)
+    torch.testing.assert_close(encoder(x), plain((x - 1000) / 20))
+
+
+def test_counts_enter_by_their_logarithm():
+    """log(1 + x); a pseudo-input below 0 enters as it is, and keeps a gradient."""
+    body, features = mlp(hidden=(4,)).encoder((5,))
+    encoder, plain = Encoder(body, (5,), features, log_input=True), Encoder(body, (5,), features)
+    x = torch.tensor([[0.0, 1.0, 10.0, 1e4, 3.0]])
+    torch.testing.assert_close(encoder(x), plain(torch.log(1 + x)))
+    below = torch.full((1, 5), -0.5, requires_grad=True)
+    torch.testing.assert_close(encoder(below), plain(below))
+    assert (torch.autograd.grad(encoder(below).sum(), [below])[0] != 0).any()
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -1,6 +1,7 @@
 """A run folder survives what happens to a process: killed anywhere, it ends the same."""
 
 import json
+import math
 import random
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from pyro_vae import run_training
 from pyro_vae.checkpoint import load_state, load_weights
 from pyro_vae.config import Config
+from pyro_vae.data import load_data
 from pyro_vae.errors import InputError
 from pyro_vae.nonfinite import NonFiniteError
 from pyro_vae.run_training import facts_of, resume_run, start_run, train_run
@@ -177,3 +179,26 @@ def test_facts_tell_reals_from_levels_and_constants(tmp_path):
         facts = facts_of(load_data(f"{tmp_path}/{name}.npy"))
         found[name] = (facts.constant_dims, facts.discrete)
     assert found == {"reals": (0, False), "constant": (1, False), "levels": (0, True)}
+
+
+def test_real_data_are_described_by_their_mean_and_deviation(tmp_path):
+    """Mean 1000 and 3, deviation 100 and 20 by column: √((100² + 20²)/2) about each mean."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 2, generator=generator) * torch.tensor([100.0, 20.0])
+    torch.save({"train": x + torch.tensor([1000.0, 3.0])}, tmp_path / "real.pt")
+    data = load_data(str(tmp_path / "real.pt"))
+    facts = facts_of(data)
+    assert facts.data_loc == pytest.approx(501.5, abs=4)
+    assert facts.data_scale == facts.unit == pytest.approx(math.sqrt(5200), rel=0.03)
+    settings = Config(
+        data=str(tmp_path / "real.pt"), likelihood="normal", epochs=1, latent_dim=2, device="cpu",
+        encoder="mlp(hidden=(4,))",
+    )  # fmt: skip
+    run = run_training.train(settings, tmp_path / "run")
+    assert run.facts == facts
+    assert (run.guide.encoder.input_loc, run.guide.encoder.input_scale) == (
+        facts.data_loc, facts.data_scale,
+    )  # fmt: skip
+    for spec in ("digits", "digits(values=levels)", "digits(values=continuous)"):
+        facts = facts_of(load_data(spec))
+        assert (facts.data_loc, facts.data_scale) == (0.0, 1.0)
