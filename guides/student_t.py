@@ -2,16 +2,15 @@
 
 __all__ = ["StudentT"]
 
-import math
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions.utils import broadcast_all
 
-from pyro_vae.errors import InputError
+from pyro_vae.checks import check_number
 from pyro_vae.links import positive
+from pyro_vae.student_t import MAX_DF, LocationScaleT
 
 from ._amortized import AmortizedGuide
 
@@ -46,8 +45,7 @@ class StudentT(AmortizedGuide):
 
     def __init__(self, encoder: Any, latent_dim: int, df: float = 5.0):
         super().__init__()
-        if isinstance(df, bool) or not isinstance(df, int | float) or not 2 < df < math.inf:
-            raise InputError(f"student_t: df must be a finite number > 2, got {df!r}")
+        check_number("student_t", "df", df, 2, MAX_DF, ends="(]")
         self.encoder = encoder
         self.df = float(df)
         self.head = nn.Linear(encoder.out_features, 2 * latent_dim)
@@ -55,24 +53,5 @@ class StudentT(AmortizedGuide):
     def posterior(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
         loc, raw_scale = self.head(self.encoder(x)).chunk(2, dim=-1)
-        return _StudentT(self.df, loc, positive(raw_scale)).to_event(1)
-
-
-class _StudentT(dist.StudentT):  # type: ignore[misc]
-    """torch's, without the checks inside that make a GPU wait for the host."""
-
-    def __init__(self, df: float, loc: Tensor, scale: Tensor):
-        self.df, self.loc, self.scale = broadcast_all(df, loc, scale)
-        self._chi2 = dist.Chi2(self.df, validate_args=False)
-        torch.distributions.Distribution.__init__(self, self.loc.shape, validate_args=False)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        return super().expand(batch_shape, _instance=_instance or type(self).__new__(type(self)))
-
-    @property
-    def mean(self) -> Tensor:
-        return self.loc
-
-    @property
-    def variance(self) -> Tensor:
-        return self.scale**2 * self.df / (self.df - 2)
+        df = torch.full_like(loc, self.df)
+        return LocationScaleT(df, loc, positive(raw_scale), validate_args=False).to_event(1)

@@ -35,7 +35,13 @@ class Pair(NamedTuple):
 
 
 # What torch says where a tensor is too large for memory or for 64 bits.
-_TOO_LARGE = ("allocate", "overflow", "out of memory")
+_TOO_LARGE = (
+    "allocate",
+    "calculation overflowed",
+    "multiplication overflow",
+    "when unpacking long",
+    "out of memory",
+)
 
 
 def build_pair(
@@ -115,6 +121,7 @@ def _build_pair(
         "measure": facts.measure,
         "num_levels": facts.num_levels,
         "unit": facts.unit,
+        "data_scale": facts.data_scale if facts.is_real else None,
         "data_mean": data_mean,
         "data_sample": data_sample,
         "encoder": encoder,

@@ -44,8 +44,8 @@ UNSUPPORTED = frozenset(
 OFFERED = frozenset(
     (
         "latent_dim", "latent_dims", "event_shape", "measure", "num_levels", "unit", "data_mean",
-        "data_sample", "encoder", "posterior", "has_density", "model", "prior", "likelihood",
-        "decoder", "params", "optimizer",
+        "data_scale", "data_sample", "encoder", "posterior", "has_density", "model", "prior",
+        "likelihood", "decoder", "params", "optimizer",
     )
 )  # fmt: skip
 # The model's spec may say how many latents there are; everything else is offered them.
@@ -108,7 +108,10 @@ class Component:
             return self.constructor(**{**received, **arguments})
         except InputError:
             raise
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            # Of torch's errors only "value cannot be converted to type float without overflow".
+            if isinstance(error, RuntimeError) and "without overflow" not in str(error):
+                raise
             message = self._mistyped(arguments) if isinstance(error, TypeError) else None
             message = message or str(error).partition("\n")[0]
             raise InputError(f"{self.kind} {shown}: {message}") from error

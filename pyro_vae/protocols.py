@@ -74,6 +74,11 @@ class Facts:
         return prod(self.event_shape)
 
     @property
+    def is_real(self) -> bool:
+        """Whether the data are real numbers, not dequantized levels."""
+        return self.measure == "continuous" and not self.dequantized
+
+    @property
     def unit(self) -> float:
         """The unit of one step in x: n − 1 for levels, the deviation of real data, else 1."""
         if self.measure == "levels" and self.num_levels:

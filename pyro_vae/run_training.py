@@ -208,8 +208,7 @@ def _make_trainer(config: Config, data: DataSplits, facts: Facts) -> Trainer:
     device = config.torch_device()
 
     def sample(count: int) -> Tensor:
-        if count > len(data.train):
-            raise InputError(f"{count} training data were asked for, there are {len(data.train)}")
+        count = min(count, len(data.train))
         return data.train.subset(count, derive_seed(config.seed, "sample")).scored()
 
     with seeded(derive_seed(config.seed, "weights")):

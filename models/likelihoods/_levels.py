@@ -2,29 +2,30 @@
 
 __all__ = [
     "FLOOR",
+    "MANY",
     "Levels",
     "LogisticLevels",
-    "Shape",
-    "bisect",
     "check_num_levels",
     "log_choose",
     "unit_mean",
 ]
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
+from torch.types import _size
 
 from pyro_vae.errors import InputError
 
-Shape = torch.Size | list[int] | tuple[int, ...]
-
 # The smallest scale of a logistic, in levels: one level can have mass 1 − 2 σ(−25).
 FLOOR = 0.02
+
+# Above so many levels a start at the data mean takes the mean to half a level.
+MANY = 1024
 
 # Elements of one temporary in a sum over levels: 32 MiB in float64.
 BLOCK = 2**22
@@ -51,7 +52,7 @@ class Levels(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return constraints.integer_interval(0, self.num_levels - 1)
 
-    def expand(self, batch_shape: Shape, _instance: None = None) -> "Levels":
+    def expand(self, batch_shape: _size, _instance: None = None) -> "Levels":
         shape = self.params[0].shape
         trailing = shape[len(shape) - self.param_dims :]
         full = torch.Size(batch_shape) + trailing
@@ -78,7 +79,7 @@ class LogisticLevels(Levels):
             + torch.where(above_first & below_last, log_width, 0.0)
         )
 
-    def sample(self, sample_shape: Shape = ()) -> Tensor:
+    def sample(self, sample_shape: _size = ()) -> Tensor:
         with torch.no_grad():
             loc, scale = self.params
             shape = self._extended_shape(sample_shape)
@@ -94,6 +95,13 @@ class LogisticLevels(Levels):
         for level in self._blocks(start=1):
             mean = mean + torch.sigmoid((loc - (level - 0.5)) / scale).sum(0)
         return mean
+
+    @property
+    def rough_mean(self) -> Tensor:
+        """The mean to half a level, without a sum: ∫ P(x ≥ t + ½) dt from 0 to n−1."""
+        loc, scale = self.params
+        ends = softplus(loc / scale), softplus((loc - (self.num_levels - 1)) / scale)
+        return scale * (ends[0] - ends[1])
 
     @property
     def variance(self) -> Tensor:
@@ -138,13 +146,3 @@ def log_choose(num_levels: int, like: Tensor) -> Tensor:
 def unit_mean(mean: Tensor, num_levels: int) -> Tensor:
     """Return mean/(n−1), kept inside 1 %."""
     return (mean / (num_levels - 1)).clamp(0.01, 0.99)
-
-
-def bisect(function: Callable[[Tensor], Tensor], target: Tensor, bound: Tensor) -> Tensor:
-    """Return y in ±bound with ``function(y) == target``, for an increasing function."""
-    low, high = -bound.expand_as(target), bound.expand_as(target)
-    for _ in range(50):
-        middle = (low + high) / 2
-        below = function(middle) < target
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return (low + high) / 2

@@ -1,6 +1,6 @@
 """The beta likelihood of data strictly inside the unit interval."""
 
-__all__ = ["Beta", "DoubleBeta", "OpenUnitInterval"]
+__all__ = ["Beta"]
 
 from typing import Any
 
@@ -8,12 +8,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.errors import InputError
-
+from ._draws import draw_log_gamma
 from ._scale import check_mode, choose_floor
 
 
-class OpenUnitInterval(dist.constraints.Constraint):
+class _OpenUnitInterval(dist.constraints.Constraint):
     """0 < x < 1, both ends excluded."""
 
     def check(self, value: Tensor) -> Tensor:
@@ -39,8 +38,8 @@ class Beta(nn.Module):
     Arguments:
         concentration: κ as a positive number up to 1e9, ``learned`` (one for all
             dimensions) or ``per_pixel``.
-        floor: the smallest standard deviation at m = ½, below 0.25; 0.1/num_levels,
-            or 1e-3 for real data.
+        floor: the smallest standard deviation at m = ½, from 1e-6 to below 0.25;
+            0.1/num_levels, or 1e-3 for real data.
         num_levels: n, where x is (level + u)/n.
 
     Example:
@@ -49,7 +48,7 @@ class Beta(nn.Module):
         tensor([0.4055])
     """
 
-    support = OpenUnitInterval()
+    support = _OpenUnitInterval()
     measure = "continuous"
 
     def __init__(
@@ -59,12 +58,9 @@ class Beta(nn.Module):
         num_levels: int | None = None,
     ):
         super().__init__()
-        check_mode("beta", "concentration", concentration)
-        if not isinstance(concentration, str) and concentration > 1e9:
-            raise InputError(f"beta: concentration must be at most 1e9, got {concentration!r}")
-        self.floor = choose_floor("beta", floor, num_levels)
-        if self.floor >= 0.25:
-            raise InputError(f"beta: floor must be below 0.25, got {floor!r}")
+        check_mode("beta", "concentration", concentration, high=1e9)
+        # At 1e-10 κ would be 2.5e19, whose log B(a, b) is off by thousands of nats.
+        self.floor = choose_floor("beta", floor, num_levels, low=1e-6, high=0.25)
         self.concentration = concentration
         self.learns_scale = isinstance(concentration, str)
         self.params_per_dim = 2 if concentration == "per_pixel" else 1
@@ -82,7 +78,7 @@ class Beta(nn.Module):
             kappa = logit.new_full((), float(self.concentration))
         # 1 − m as the sigmoid of −logit: at logit 40 the difference would be 0
         a, b = _inside(logit) * kappa, _inside(-logit) * kappa
-        return DoubleBeta(a, b, params.dtype, validate_args=False)
+        return _DoubleBeta(a, b, params.dtype, validate_args=False)
 
     def params_at(self, mean: Tensor) -> Tensor:
         """Return the parameters ``[*event_shape, P]`` whose mean is ``mean``, kept inside 1 %."""
@@ -106,7 +102,7 @@ def _inside(logit: Tensor) -> Tensor:
     return _MARGIN + (1 - 2 * _MARGIN) * torch.sigmoid(logit)
 
 
-class DoubleBeta(dist.TorchDistribution):
+class _DoubleBeta(dist.TorchDistribution):
     """The beta of float64 concentrations, with values and densities in ``dtype``.
 
     A float32 log B(a, b) is off by 0.001 nats at κ = 1e3, 0.01 at 1e4 and 3 at
@@ -118,7 +114,7 @@ class DoubleBeta(dist.TorchDistribution):
         "concentration1": dist.constraints.positive,
         "concentration0": dist.constraints.positive,
     }
-    support = OpenUnitInterval()
+    support = _OpenUnitInterval()
     has_rsample = True
 
     def __init__(
@@ -132,10 +128,10 @@ class DoubleBeta(dist.TorchDistribution):
         self.dtype = dtype
         super().__init__(concentration1.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "DoubleBeta":
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "_DoubleBeta":
         """Return the same distribution with ``batch_shape``."""
         a, b = self.concentration1.expand(batch_shape), self.concentration0.expand(batch_shape)
-        return DoubleBeta(a, b, self.dtype, False)
+        return _DoubleBeta(a, b, self.dtype, False)
 
     @property
     def mean(self) -> Tensor:
@@ -159,16 +155,7 @@ class DoubleBeta(dist.TorchDistribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Return g/(g + h), g ~ Gamma(a, 1) and h ~ Gamma(b, 1), rounded into (0, 1)."""
         shape = self._extended_shape(sample_shape)
-        logit = _log_gamma(self.concentration1.expand(shape))
-        logit = logit - _log_gamma(self.concentration0.expand(shape))
+        logit = draw_log_gamma(self.concentration1.expand(shape))
+        logit = logit - draw_log_gamma(self.concentration0.expand(shape))
         limits = torch.finfo(self.dtype)
         return torch.sigmoid(logit).to(self.dtype).clamp(limits.tiny, 1 - limits.eps / 2)
-
-
-def _log_gamma(a: Tensor) -> Tensor:
-    """The logarithm of a draw of Gamma(a, 1), which itself is 0 in most draws at small a.
-
-    g = g′ u^(1/a) with g′ ~ Gamma(a + 1, 1), u uniform.
-    """
-    u = torch.rand_like(a).clamp(min=torch.finfo(a.dtype).tiny)
-    return torch._standard_gamma(a + 1).log() + u.log() / a

@@ -5,13 +5,14 @@ __all__ = ["BetaBinomial"]
 import math
 
 import torch
-from pyro.distributions import Gamma, TorchDistribution, constraints
+from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
+from torch.types import _size
 
-from ._levels import Levels, Shape, check_num_levels, log_choose, unit_mean
-
-BOUND = 1e6  # κ/2 lies between 1/BOUND and BOUND
+from ._draws import draw_log_gamma
+from ._levels import Levels, check_num_levels, log_choose, unit_mean
+from ._links import log_bounded_exp
 
 
 class BetaBinomial(nn.Module):
@@ -44,8 +45,8 @@ class BetaBinomial(nn.Module):
     def forward(self, params: Tensor) -> TorchDistribution:
         """Return p(x) of ``batch_shape [*, *event_shape]`` from ``[*, *event_shape, 2]``."""
         logits, raw = params.unbind(-1)
-        c = math.log(BOUND)
-        return _BetaBinomialLevels(self.num_levels, logits, math.log(2) + c * torch.tanh(raw / c))
+        log_total = math.log(2) + log_bounded_exp(raw)
+        return _BetaBinomialLevels(self.num_levels, logits, log_total)
 
     def params_at(self, mean: Tensor) -> Tensor:
         """Return the parameters ``[*event_shape, 2]`` whose mean is ``mean``, kept inside 1 %."""
@@ -64,11 +65,13 @@ class _BetaBinomialLevels(Levels):
         log_mass = log_count + _log_rising(log_a, x) + _log_rising(log_b, last - x)
         return (log_mass - _log_rising(log_total, logits.new_full((), last))).to(self.params[0])
 
-    def sample(self, sample_shape: Shape = ()) -> Tensor:
+    def sample(self, sample_shape: _size = ()) -> Tensor:
         with torch.no_grad():
             _, _, log_a, log_b = self._float64()
             shape = self._extended_shape(sample_shape)
-            prob = torch.sigmoid(_log_gamma(log_a, shape) - _log_gamma(log_b, shape))
+            log_odds = draw_log_gamma(log_a.exp().expand(shape))
+            log_odds = log_odds - draw_log_gamma(log_b.exp().expand(shape))
+            prob = torch.sigmoid(log_odds)
             draws = torch.binomial(torch.full_like(prob, self.num_levels - 1), prob)
             return draws.to(self.params[0])
 
@@ -97,11 +100,3 @@ def _log_rising(log_a: Tensor, count: Tensor) -> Tensor:
     """
     a = log_a.exp()
     return (count > 0) * log_a + torch.lgamma(a + count.clamp(min=1)) - torch.lgamma(a + 1)
-
-
-def _log_gamma(log_a: Tensor, shape: torch.Size) -> Tensor:
-    """Draw log g, g ~ Gamma(a), as log Gamma(a + 1) + (log u)/a: g itself underflows at small a."""
-    a = log_a.exp().expand(shape)
-    return Gamma(a + 1, torch.ones_like(a), validate_args=False).sample().log() + torch.log(
-        torch.rand_like(a)
-    ) / a.clamp(min=1e-300)

@@ -6,8 +6,9 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
+from torch.types import _size
 
-from ._levels import Levels, Shape, check_num_levels, log_choose, unit_mean
+from ._levels import Levels, check_num_levels, log_choose, unit_mean
 
 
 class Binomial(nn.Module):
@@ -46,19 +47,24 @@ class Binomial(nn.Module):
 
 
 class _BinomialLevels(Levels):
-    """``torch.distributions.Binomial`` errs by 1.4e-4 nat a dimension in float32; this, by 2e-5."""
+    """Float64 inside: terms that cancel reach 175 nats with 256 levels, 45,000 with 65,536."""
 
     def log_prob(self, value: Tensor) -> Tensor:
-        (logits,) = self.params
+        # x log σ(l) + (n−1−x) log σ(−l) = x l + (n−1) log σ(−l). In float32 the sum errs by 2e-5
+        # nat a dimension with 256 levels, by 5e-3 with 65,536; softplus of torch is l from 20 on.
+        logits, x = self.params[0].double(), value.double()
         log_count = log_choose(self.num_levels, logits)[value.long()]
-        failures = self.num_levels - 1 - value
-        return log_count + value * logsigmoid(logits) + failures * logsigmoid(-logits)
+        log_mass = log_count + x * logits + (self.num_levels - 1) * logsigmoid(-logits)
+        return log_mass.to(self.params[0].dtype)
 
-    def sample(self, sample_shape: Shape = ()) -> Tensor:
+    def sample(self, sample_shape: _size = ()) -> Tensor:
         with torch.no_grad():
             (logits,) = self.params
-            prob = torch.sigmoid(logits).expand(self._extended_shape(sample_shape))
-            return torch.binomial(torch.full_like(prob, self.num_levels - 1), prob)
+            # The rarer side, whose probability does not round to 1.
+            prob = torch.sigmoid(-logits.double().abs()).expand(self._extended_shape(sample_shape))
+            last = torch.full_like(prob, self.num_levels - 1)
+            rare = torch.binomial(last, prob)
+            return torch.where(logits > 0, last - rare, rare).to(logits.dtype)
 
     @property
     def mean(self) -> Tensor:

@@ -6,8 +6,9 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
+from torch.types import _size
 
-from ._levels import Levels, Shape, check_num_levels
+from ._levels import Levels, check_num_levels
 from .beta_binomial import BetaBinomial
 
 
@@ -68,7 +69,7 @@ class _CategoricalLevels(Levels):
         index = value.long().expand(shape).unsqueeze(-1)
         return log_mass.expand(*shape, self.num_levels).gather(-1, index).squeeze(-1)
 
-    def sample(self, sample_shape: Shape = ()) -> Tensor:
+    def sample(self, sample_shape: _size = ()) -> Tensor:
         with torch.no_grad():
             p = dist.Categorical(logits=self.params[0], validate_args=False)
             return p.sample(torch.Size(sample_shape)).to(self.params[0].dtype)

@@ -1,6 +1,6 @@
 """The continuous Bernoulli likelihood of data in the unit interval."""
 
-__all__ = ["ContinuousBernoulli", "LogitContinuousBernoulli"]
+__all__ = ["ContinuousBernoulli"]
 
 import math
 from typing import Any
@@ -8,6 +8,8 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+
+from ._bisect import bisect
 
 
 class ContinuousBernoulli(nn.Module):
@@ -37,18 +39,18 @@ class ContinuousBernoulli(nn.Module):
 
     def forward(self, params: Tensor) -> dist.TorchDistribution:
         """Return p(x) of ``batch_shape [*, *event_shape]`` from ``[*, *event_shape, 1]``."""
-        return LogitContinuousBernoulli(params.squeeze(-1), validate_args=False)
+        return _LogitContinuousBernoulli(params.squeeze(-1), validate_args=False)
 
     def params_at(self, mean: Tensor) -> Tensor:
         """Return the parameters ``[*event_shape, 1]`` whose mean is ``mean``, kept inside 1 %."""
         target = mean.double().clamp(0.01, 0.99)
         # The mean rises with l, and is 1/|l| away from 0 or 1 at large |l|.
-        low, high = torch.full_like(target, -128.0), torch.full_like(target, 128.0)
-        for _ in range(60):
-            logits = (low + high) / 2
-            below = LogitContinuousBernoulli(logits, validate_args=False).mean < target
-            low, high = torch.where(below, logits, low), torch.where(below, high, logits)
-        return ((low + high) / 2).to(mean.dtype).unsqueeze(-1)
+        logits = bisect(
+            lambda logits: _LogitContinuousBernoulli(logits, validate_args=False).mean,
+            target,
+            target.new_full((), 128.0),
+        )
+        return logits.to(mean.dtype).unsqueeze(-1)
 
 
 # log(sinh(l/2)/(l/2)) = Σ_n c_n l²ⁿ with c_n = B_2n/(2n (2n)!), the Bernoulli numbers B_2n.
@@ -58,7 +60,7 @@ _SLOPE = [2 * n * c for n, c in enumerate(_VALUE, 1)]
 _CURVATURE = [(2 * n - 1) * c for n, c in enumerate(_SLOPE, 1)]
 
 
-class LogitContinuousBernoulli(dist.TorchDistribution):
+class _LogitContinuousBernoulli(dist.TorchDistribution):
     """The continuous Bernoulli in terms of its logit l, at any l.
 
     ``pyro.distributions.ContinuousBernoulli`` clamps λ = sigmoid(l): in float32
@@ -79,9 +81,9 @@ class LogitContinuousBernoulli(dist.TorchDistribution):
         self.logits = logits
         super().__init__(logits.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "LogitContinuousBernoulli":
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "_LogitContinuousBernoulli":
         """Return the same distribution with ``batch_shape``."""
-        return LogitContinuousBernoulli(self.logits.expand(batch_shape), False)
+        return _LogitContinuousBernoulli(self.logits.expand(batch_shape), False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density of ``value``, nats."""

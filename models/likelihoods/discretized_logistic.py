@@ -6,10 +6,10 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
-from pyro_vae.errors import InputError
 from pyro_vae.links import inverse_positive, positive
 
-from ._levels import FLOOR, LogisticLevels, bisect, check_num_levels, unit_mean
+from ._bisect import bisect
+from ._levels import FLOOR, MANY, LogisticLevels, check_num_levels, unit_mean
 from ._scale import check_mode
 
 START = 0.1  # of the unit interval; as a standard deviation 0.1 π/√3 = 0.18
@@ -51,13 +51,8 @@ class DiscretizedLogistic(nn.Module):
     def __init__(self, num_levels: int | None, scale: float | str = "per_pixel"):
         super().__init__()
         self.num_levels = check_num_levels("discretized_logistic", num_levels)
-        check_mode("discretized_logistic", "scale", scale)
         self.floor = FLOOR / (self.num_levels - 1)
-        if not isinstance(scale, str) and scale < self.floor:
-            raise InputError(
-                f"discretized_logistic: scale must be at least 0.02 level, {self.floor:.2g} for "
-                f"{self.num_levels} levels, got {scale!r}"
-            )
+        check_mode("discretized_logistic", "scale", scale, low=self.floor)
         self.scale = scale
         self.params_per_dim = 2 if scale == "per_pixel" else 1
         self.support = constraints.integer_interval(0, self.num_levels - 1)
@@ -79,13 +74,14 @@ class DiscretizedLogistic(nn.Module):
         rest = [raw] if self.scale == "per_pixel" else []
 
         def mean_at(loc: Tensor) -> Tensor:
-            params = torch.stack([loc, *rest], dim=-1)
-            return self(params).mean / (self.num_levels - 1)
+            p = self(torch.stack([loc, *rest], dim=-1))
+            # Half of a level among many is nothing, and their sum is seconds for an image.
+            mean = p.mean if self.num_levels <= MANY else p.rough_mean
+            return mean / (self.num_levels - 1)
 
-        with torch.no_grad():
-            # σ(−5) < 1 %: at μ = −5 s the mean is below, at 1 + 5 s above.
-            bound = 1 + 5 * self._scale(torch.stack([raw, raw], dim=-1)).max()
-            return torch.stack([bisect(mean_at, mean, bound), *rest], dim=-1)
+        # σ(−5) < 1 %: at μ = −5 s the mean is below, at 1 + 5 s above.
+        bound = 1 + 5 * self._scale(torch.stack([raw, raw], dim=-1)).detach().max()
+        return torch.stack([bisect(mean_at, mean, bound), *rest], dim=-1)
 
     def _scale(self, params: Tensor) -> Tensor:
         """The scale in units of the interval; it broadcasts to ``[*, *event_shape]``."""

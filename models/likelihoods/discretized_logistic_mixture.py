@@ -5,11 +5,13 @@ __all__ = ["DiscretizedLogisticMixture"]
 import torch
 from pyro.distributions import Categorical, TorchDistribution, constraints
 from torch import Tensor, nn
+from torch.types import _size
 
-from pyro_vae.errors import InputError
+from pyro_vae.checks import check_count
 from pyro_vae.links import inverse_positive, positive
 
-from ._levels import FLOOR, Levels, LogisticLevels, Shape, bisect, check_num_levels, unit_mean
+from ._bisect import bisect
+from ._levels import FLOOR, MANY, Levels, LogisticLevels, check_num_levels, unit_mean
 
 
 class DiscretizedLogisticMixture(nn.Module):
@@ -48,8 +50,7 @@ class DiscretizedLogisticMixture(nn.Module):
         super().__init__()
         name = "discretized_logistic_mixture"
         self.num_levels = check_num_levels(name, num_levels)
-        if type(components) is not int or components < 1:
-            raise InputError(f"{name}: components must be a positive integer, got {components!r}")
+        check_count(name, "components", components, high=1000)
         self.components = components
         self.params_per_dim = 3 * components
         self.support = constraints.integer_interval(0, self.num_levels - 1)
@@ -80,11 +81,12 @@ class DiscretizedLogisticMixture(nn.Module):
             return torch.cat([shift.new_zeros(shape), locs, raw.expand(shape)], dim=-1)
 
         def mean_at(shift: Tensor) -> Tensor:
-            return self(params(shift)).mean / (self.num_levels - 1)
+            p = self(params(shift))
+            mean = p.mean if self.num_levels <= MANY else p.rough_mean
+            return mean / (self.num_levels - 1)
 
         # σ(−5) < 1 %: with all locations below −5 s the mean is below, above 1 + 5 s above.
-        with torch.no_grad():
-            return params(bisect(mean_at, mean, mean.new_full((), 1 + 5 * start)))
+        return params(bisect(mean_at, mean, mean.new_full((), 1 + 5 * start)))
 
 
 class _MixtureLevels(Levels):
@@ -101,7 +103,7 @@ class _MixtureLevels(Levels):
         log_mass = LogisticLevels(self.num_levels, loc, scale).log_prob(value)
         return torch.logsumexp(logits.log_softmax(0) + log_mass, dim=0)
 
-    def sample(self, sample_shape: Shape = ()) -> Tensor:
+    def sample(self, sample_shape: _size = ()) -> Tensor:
         with torch.no_grad():
             logits, loc, scale = self.params
             shape = self._extended_shape(sample_shape)
@@ -116,6 +118,12 @@ class _MixtureLevels(Levels):
     def mean(self) -> Tensor:
         logits, loc, scale = self.params
         return (logits.softmax(-1) * LogisticLevels(self.num_levels, loc, scale).mean).sum(-1)
+
+    @property
+    def rough_mean(self) -> Tensor:
+        """The mean to half a level, without a sum over levels."""
+        logits, loc, scale = self.params
+        return (logits.softmax(-1) * LogisticLevels(self.num_levels, loc, scale).rough_mean).sum(-1)
 
     @property
     def variance(self) -> Tensor:

@@ -2,20 +2,19 @@
 
 __all__ = ["NegativeBinomial"]
 
-import math
 from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
+from torch.types import _size
 
-from pyro_vae.errors import InputError
-from pyro_vae.links import inverse_positive, positive
+from pyro_vae.links import inverse_positive
 
-Shape = torch.Size | list[int] | tuple[int, ...]
-
-BOUND = 1e6  # α and r = 1/α lie between 1/BOUND and BOUND
+from ._draws import draw_poisson
+from ._links import BOUND, bounded_exp, log_softplus
+from ._scale import check_mode
 
 
 class NegativeBinomial(nn.Module):
@@ -26,7 +25,7 @@ class NegativeBinomial(nn.Module):
 
     It is a Poisson whose rate is a Gamma of shape r and mean μ; α → 0 (r → ∞)
     is the Poisson. The inverse dispersion r is ``total_count`` or "theta"
-    elsewhere. The mean is μ = 1e-6 + softplus(output).
+    elsewhere. The mean is μ = softplus(output), its logarithm the output far below 0.
 
     ``dispersion=learned`` learns one α a dimension (a gene has its own);
     ``dispersion=<number>`` fixes α; with ``dispersion=per_pixel`` the decoder
@@ -56,12 +55,7 @@ class NegativeBinomial(nn.Module):
 
     def __init__(self, dispersion: float | str = "learned", event_shape: tuple[int, ...] = ()):
         super().__init__()
-        number = isinstance(dispersion, int | float) and 1 / BOUND <= dispersion <= BOUND
-        if not number and dispersion not in ("learned", "per_pixel"):
-            raise InputError(
-                f"{self._name}: dispersion must be a number from 1e-6 to 1e6, learned or "
-                f"per_pixel, got {dispersion!r}"
-            )
+        check_mode(self._name, "dispersion", dispersion, 1 / BOUND, BOUND)
         self.dispersion = dispersion
         self.params_per_dim = 2 if dispersion == "per_pixel" else 1
         if dispersion == "learned":
@@ -70,64 +64,61 @@ class NegativeBinomial(nn.Module):
     def forward(self, params: Tensor) -> TorchDistribution:
         """Return p(x) of ``batch_shape [*, *event_shape]`` from ``[*, *event_shape, P]``."""
         if self.dispersion == "per_pixel":
-            dispersion = _bounded_exp(params[..., 1])
+            dispersion = bounded_exp(params[..., 1])
         elif self.dispersion == "learned":
-            dispersion = _bounded_exp(self.raw_dispersion)
+            dispersion = bounded_exp(self.raw_dispersion)
         else:
             dispersion = params.new_full((), float(self.dispersion))
-        return _NegativeBinomial(positive(params[..., 0]), dispersion)
+        return _NegativeBinomial(log_softplus(params[..., 0]), dispersion)
 
     def params_at(self, mean: Tensor) -> Tensor:
         """Return the parameters ``[*event_shape, P]`` whose mean is ``mean``, at least 0.01."""
-        raw = inverse_positive(mean.clamp(min=0.01))
+        raw = inverse_positive(mean.clamp(min=0.01), floor=0.0)
         if self.dispersion == "per_pixel":
             return torch.stack([raw, torch.zeros_like(raw)], dim=-1)
         return raw.unsqueeze(-1)
 
 
 class _NegativeBinomial(TorchDistribution):
-    """Counts of mean μ and dispersion α, which broadcasts to the shape of μ."""
+    """Counts of log μ, in float64, and dispersion α, which broadcasts to its shape.
+
+    Values and masses are of α's dtype.
+    """
 
     arg_constraints: ClassVar = {
-        "mu": constraints.positive,
+        "log_mu": constraints.real,
         "dispersion": constraints.positive,
     }
     support = constraints.nonnegative_integer
 
-    def __init__(self, mu: Tensor, dispersion: Tensor):
-        self.mu = mu
+    def __init__(self, log_mu: Tensor, dispersion: Tensor):
+        self.log_mu = log_mu
         self.dispersion = dispersion
-        super().__init__(mu.shape, validate_args=False)
+        super().__init__(log_mu.shape, validate_args=False)
 
     @property
     def mean(self) -> Tensor:
-        return self.mu
+        return self.log_mu.exp().to(self.dispersion.dtype)
 
     @property
     def variance(self) -> Tensor:
-        return self.mu * (1 + self.dispersion * self.mu)
+        return self.mean * (1 + self.dispersion * self.mean)
 
     def log_prob(self, value: Tensor) -> Tensor:
         # In float64: for large r the Gamma functions cancel, and float32 errs by 0.05 nat at
         # r = 10⁶, x = 10, and by 0.002 at r = x = 10⁴.
-        x, mu, r = value.double(), self.mu.double(), 1 / self.dispersion.double()
-        ratio = mu / r
+        x, alpha = value.double(), self.dispersion.double()
+        r, ratio = 1 / alpha, alpha * self.log_mu.exp()
+        log_ratio = alpha.log() + self.log_mu
         log_choices = torch.lgamma(x + r) - torch.lgamma(r) - torch.lgamma(x + 1)
-        log_mass = log_choices + x * ratio.log() - (x + r) * ratio.log1p()
-        return log_mass.to(self.mu.dtype)
+        log_mass = log_choices + x * log_ratio - (x + r) * ratio.log1p()
+        return log_mass.to(self.dispersion.dtype)
 
-    def sample(self, sample_shape: Shape = ()) -> Tensor:
+    def sample(self, sample_shape: _size = ()) -> Tensor:
         with torch.no_grad():
             shape = 1 / self.dispersion.expand(self._extended_shape(sample_shape))
-            rate = dist.Gamma(shape, shape / self.mu, validate_args=False).sample()
-            # CUDA's Poisson counts in 32 bits.
-            return torch.poisson(rate.clamp(max=2.0**31))
+            gamma = dist.Gamma(shape, shape, validate_args=False).sample()
+            return draw_poisson(self.mean * gamma)
 
-    def expand(self, batch_shape: Shape, _instance: None = None) -> "_NegativeBinomial":
-        return _NegativeBinomial(self.mu.expand(batch_shape), self.dispersion)
-
-
-def _bounded_exp(raw: Tensor) -> Tensor:
-    """exp(raw) near 0, between 1/BOUND and BOUND everywhere."""
-    c = math.log(BOUND)
-    return torch.exp(c * torch.tanh(raw / c))
+    def expand(self, batch_shape: _size, _instance: None = None) -> "_NegativeBinomial":
+        return _NegativeBinomial(self.log_mu.expand(batch_shape), self.dispersion)

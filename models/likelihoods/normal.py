@@ -20,8 +20,9 @@ class Normal(LocationScale):
 
     Arguments:
         scale: a positive number, ``learned`` or ``per_pixel``; in units of x.
-        floor: the smallest learned σ; 0.1/num_levels, or 1e-3 for real data.
+        floor: the smallest learned σ; 0.1/num_levels, or 1e-3 of the spread of real data.
         num_levels: n, where x is (level + u)/n.
+        data_scale: the standard deviation of real data, where a learned σ starts.
 
     Example:
         >>> import torch
@@ -35,8 +36,9 @@ class Normal(LocationScale):
         scale: float | str = "learned",
         floor: float | None = None,
         num_levels: int | None = None,
+        data_scale: float | None = None,
     ):
-        super().__init__("normal", scale, floor, num_levels)
+        super().__init__("normal", scale, floor, num_levels, data_scale)
 
     def forward(self, params: Tensor) -> dist.TorchDistribution:
         """Return p(x) of ``batch_shape [*, *event_shape]`` from ``[*, *event_shape, P]``."""

@@ -9,8 +9,9 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+from torch.types import _size
 
-from .negative_binomial import NegativeBinomial, Shape
+from .negative_binomial import NegativeBinomial
 
 
 class ZeroInflatedNegativeBinomial(NegativeBinomial):
@@ -84,10 +85,10 @@ class _ZeroInflated(TorchDistribution):
         at_zero = torch.logaddexp(logsigmoid(self.gate_logits), counted)
         return torch.where(value == 0, at_zero, counted)
 
-    def sample(self, sample_shape: Shape = ()) -> Tensor:
+    def sample(self, sample_shape: _size = ()) -> Tensor:
         with torch.no_grad():
             counts = self.counts.sample(sample_shape)
             return counts * torch.bernoulli(torch.sigmoid(-self.gate_logits).expand_as(counts))
 
-    def expand(self, batch_shape: Shape, _instance: None = None) -> "_ZeroInflated":
+    def expand(self, batch_shape: _size, _instance: None = None) -> "_ZeroInflated":
         return _ZeroInflated(self.counts.expand(batch_shape), self.gate_logits.expand(batch_shape))

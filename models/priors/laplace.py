@@ -2,13 +2,11 @@
 
 __all__ = ["Laplace"]
 
-import math
-
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.errors import InputError
+from pyro_vae.checks import check_number
 
 
 class Laplace(nn.Module):
@@ -31,9 +29,8 @@ class Laplace(nn.Module):
 
     def __init__(self, latent_dim: int, scale: float = 1.0):
         super().__init__()
-        if not 0 < scale < math.inf:
-            raise InputError(f"laplace: scale must be positive and finite, got {scale!r}")
-        self.scale = scale
+        check_number("laplace", "scale", scale)
+        self.scale = float(scale)
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
 
     def forward(self) -> dist.TorchDistribution:

@@ -2,14 +2,12 @@
 
 __all__ = ["Logistic"]
 
-import math
-
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.types import _size
 
-from pyro_vae.errors import InputError
+from pyro_vae.checks import check_number
 
 
 class Logistic(nn.Module):
@@ -32,9 +30,8 @@ class Logistic(nn.Module):
 
     def __init__(self, latent_dim: int, scale: float = 1.0):
         super().__init__()
-        if not 0 < scale < math.inf:
-            raise InputError(f"logistic: scale must be positive and finite, got {scale!r}")
-        self.scale = scale
+        check_number("logistic", "scale", scale)
+        self.scale = float(scale)
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
 
     def forward(self) -> dist.TorchDistribution:

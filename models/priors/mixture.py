@@ -6,7 +6,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import nn
 
-from pyro_vae.errors import InputError
+from pyro_vae.checks import check_count, check_number
 from pyro_vae.links import inverse_positive, positive
 
 from ._mixture import DiagonalNormalMixture
@@ -23,7 +23,7 @@ class Mixture(nn.Module):
     Arguments:
         latent_dim: the dimension of z.
         components: K.
-        floor: the smallest σ, below 1 where they start.
+        floor: the smallest σ, from 1e-6 to below 1, where they start.
 
     Example:
         >>> prior = Mixture(latent_dim=2, components=3)
@@ -35,12 +35,8 @@ class Mixture(nn.Module):
 
     def __init__(self, latent_dim: int, components: int = 10, floor: float = 1e-3):
         super().__init__()
-        if type(components) is not int or components < 1:
-            raise InputError(
-                f"mixture: components must be a whole number, at least 1, got {components!r}"
-            )
-        if not 0 < floor < 1:
-            raise InputError(f"mixture: floor must lie between 0 and 1, got {floor!r}")
+        check_count("mixture", "components", components)
+        check_number("mixture", "floor", floor, 1e-6, 1, ends="[)")
         self.floor = floor
         self.logits = nn.Parameter(torch.zeros(components))
         self.loc = nn.Parameter(torch.randn(components, latent_dim))

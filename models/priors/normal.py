@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyro_vae.errors import InputError
+from pyro_vae.checks import check_number
 from pyro_vae.links import inverse_positive, positive
 
 
@@ -20,7 +20,7 @@ class Normal(nn.Module):
 
     Arguments:
         latent_dim: the dimension of z.
-        floor: the smallest σ, below 1 where it starts.
+        floor: the smallest σ, from 1e-6 to below 1, where it starts.
 
     Example:
         >>> prior = Normal(latent_dim=2)
@@ -32,8 +32,7 @@ class Normal(nn.Module):
 
     def __init__(self, latent_dim: int, floor: float = 1e-3):
         super().__init__()
-        if not 0 < floor < 1:
-            raise InputError(f"normal: floor must lie between 0 and 1, got {floor!r}")
+        check_number("normal", "floor", floor, 1e-6, 1, ends="[)")
         self.floor = floor
         self.loc = nn.Parameter(torch.zeros(latent_dim))
         self.raw_scale = nn.Parameter(inverse_positive(torch.ones(latent_dim), floor))

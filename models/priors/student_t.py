@@ -2,14 +2,12 @@
 
 __all__ = ["StudentT"]
 
-import math
-
-import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.types import _size
 
-from pyro_vae.errors import InputError
+from pyro_vae.checks import check_number
+from pyro_vae.student_t import MAX_DF, LocationScaleT
 
 
 class StudentT(nn.Module):
@@ -21,7 +19,7 @@ class StudentT(nn.Module):
 
     Arguments:
         latent_dim: the dimension of z.
-        df: ν, the degrees of freedom; above 2, where the variance exists.
+        df: ν, the degrees of freedom; above 2, where the variance exists, to 1e6.
         scale: s.
 
     Example:
@@ -33,28 +31,13 @@ class StudentT(nn.Module):
 
     def __init__(self, latent_dim: int, df: float = 5.0, scale: float = 1.0):
         super().__init__()
-        if not 2 < df < math.inf:
-            raise InputError(f"student_t: df must be finite and above 2, got {df!r}")
-        if not 0 < scale < math.inf:
-            raise InputError(f"student_t: scale must be positive and finite, got {scale!r}")
-        self.df = df
-        self.scale = scale
+        check_number("student_t", "df", df, 2, MAX_DF, ends="(]")
+        check_number("student_t", "scale", scale)
+        self.df = float(df)
+        self.scale = float(scale)
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
 
-    def forward(self) -> dist.TorchDistribution:
+    def forward(self) -> TorchDistribution:
         """Return p(z), ``event_shape (latent_dim,)``."""
         df, scale = (torch.full_like(self.loc, value) for value in (self.df, self.scale))
-        return _StudentT(df, self.loc, scale).to_event(1)
-
-
-class _StudentT(dist.StudentT):  # type: ignore[misc]
-    """torch's, without the check of its χ²'s arguments: on a GPU a wait at every call."""
-
-    def __init__(self, df: Tensor, loc: Tensor, scale: Tensor):
-        self.df, self.loc, self.scale = df, loc, scale
-        self._chi2 = dist.Chi2(df, validate_args=False)
-        torch.distributions.Distribution.__init__(self, loc.shape, validate_args=False)
-
-    def expand(self, batch_shape: _size, _instance: "_StudentT | None" = None) -> "_StudentT":
-        """Return the same distribution with another ``batch_shape``."""
-        return super().expand(batch_shape, self._get_checked_instance(_StudentT, _instance))
+        return LocationScaleT(df, self.loc, scale, validate_args=False).to_event(1)

@@ -2,13 +2,13 @@
 
 __all__ = ["Vamp"]
 
-import math
 from collections.abc import Callable
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.checks import check_count, check_number
 from pyro_vae.errors import InputError
 
 from ._mixture import uniform_mixture
@@ -22,7 +22,16 @@ class Vamp(nn.Module):
     The one place where p depends on q: gradients of log p(z) reach the guide
     through its posteriors at u_k. The guide's parameters stay the guide's, the
     prior's own are the pseudo-inputs alone. They are unconstrained: a pseudo-input
-    clamped to the data's range would have zero gradient once outside.
+    clamped to the data's range would have zero gradient once outside. ``copy.deepcopy``
+    keeps them together where guide and prior are copied in one call.
+
+    They are learned in the data's units, so that a learning rate moves all data alike:
+    levels as a part of their range, reals of their standard deviation, and counts as
+    u = exp(v) − 1, in relative steps.
+
+    For the diagonal normal guide log p(z) is a matrix product. For another one every
+    pair (z, u_k) is evaluated, and ``iaf`` needs ``latent_dim`` passes for each: use
+    few components, or ``spline_flow``.
 
     References:
         VAE with a VampPrior (Tomczak & Welling, 2018), equation 9
@@ -33,12 +42,12 @@ class Vamp(nn.Module):
         event_shape: the shape of one datum.
         data_mean: the mean of the training data, ``event_shape``.
         data_sample: n → that many random training data, ``[n, *event_shape]``.
-        num_levels: n, where x are levels 0 … n−1 or dequantized ones.
-        measure: that of the data; "levels" span n − 1, all others 1.
+        unit: n − 1 for levels, the standard deviation of real data, else 1.
+        measure: that of the data.
         has_density: whether q has a log-density at any z.
         components: K.
         init: ``mean`` starts at the data mean plus noise, ``data`` at K training data.
-        noise: that noise's standard deviation, in units of the data's range; equal
+        noise: that noise's standard deviation, in the units above; equal
             pseudo-inputs would get equal gradients and stay equal.
 
     Example:
@@ -56,7 +65,7 @@ class Vamp(nn.Module):
         event_shape: tuple[int, ...],
         data_mean: Tensor | None = None,
         data_sample: Callable[[int], Tensor] | None = None,
-        num_levels: int | None = None,
+        unit: float = 1.0,
         measure: str | None = None,
         has_density: bool = True,
         components: int = 500,
@@ -69,34 +78,36 @@ class Vamp(nn.Module):
                 "vamp: its density is that of q(z|u) at any z, which this guide does not have; "
                 "use a guide that has one, such as diagonal_normal"
             )
-        if type(components) is not int or components < 1:
-            raise InputError(
-                f"vamp: components must be a whole number, at least 1, got {components!r}"
-            )
+        check_count("vamp", "components", components)
         if init not in ("mean", "data"):
             raise InputError(f"vamp: init must be mean or data, got {init!r}")
-        if not 0 < noise < math.inf:
-            raise InputError(f"vamp: noise must be positive and finite, got {noise!r}")
+        check_number("vamp", "noise", noise)
         # A method, not a module: nn.Module registers nothing of the guide.
         self.posterior = posterior
-        # Learned in units of the range, so that a learning rate moves levels as it moves [0, 1].
-        self.range = float(num_levels - 1) if measure == "levels" and num_levels else 1.0
+        self.unit = unit
+        self.log = measure == "counts"
         start = noise * torch.randn(components, *event_shape)
         if init == "data" and data_sample is not None:
-            start = data_sample(components) / self.range
+            start = self._in_units(data_sample(components))
             if tuple(start.shape) != (components, *event_shape):
                 raise InputError(
                     f"vamp: init=data needs components={components} training data, "
                     f"got {len(start)}; give fewer components, or init=mean"
                 )
         elif data_mean is not None:
-            start = start + data_mean / self.range
+            start = start + self._in_units(data_mean)
         self.u = nn.Parameter(start)
 
     def pseudo_inputs(self) -> Tensor:
         """Return the u_k in units of the data, ``[K, *event_shape]``, without gradient."""
-        return (self.u * self.range).detach()
+        return self._pseudo_inputs().detach()
 
     def forward(self) -> dist.TorchDistribution:
         """Return p(z), ``event_shape (latent_dim,)``; the encoder runs on the K pseudo-inputs."""
-        return uniform_mixture(self.posterior(self.u * self.range))
+        return uniform_mixture(self.posterior(self._pseudo_inputs()))
+
+    def _pseudo_inputs(self) -> Tensor:
+        return self.u.expm1() if self.log else self.u * self.unit
+
+    def _in_units(self, x: Tensor) -> Tensor:
+        return x.log1p() if self.log else x / self.unit

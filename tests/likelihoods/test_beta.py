@@ -170,6 +170,15 @@ def test_shapes_survive_expand_and_to_event(mode):
     assert likelihood.learns_scale == isinstance(mode, str)
 
 
+def test_the_smallest_floor_still_has_a_density():
+    """sd = 1e-6 at ½: a normal's; log B(a, b) at κ = 2.5e11 errs by less than 0.01."""
+    p = make(floor=1e-6)(torch.tensor([[0.0, -1e4]]).double())
+    log_prob = float(p.log_prob(torch.tensor([0.5]).double()))
+    assert log_prob == pytest.approx(-math.log(1e-6 * math.sqrt(2 * math.pi)), abs=0.01)
+    # The default floor of very many levels is no smaller.
+    assert make(num_levels=10**6).floor == 1e-6
+
+
 def test_support_excludes_both_ends():
     x = torch.tensor([-1.0, 0.0, 1e-30, 0.5, 1 - 2.0**-21, 1.0, math.nan])
     assert Beta.support.check(x).tolist() == [False, False, True, True, True, False, False]
@@ -181,7 +190,7 @@ def test_support_excludes_both_ends():
     [{"concentration": 0.0}, {"concentration": -1.0}, {"concentration": math.inf},
      {"concentration": math.nan}, {"concentration": 2e9}, {"concentration": "learn"},
      {"concentration": None}, {"concentration": True}, {"floor": 0.0}, {"floor": 0.25},
-     {"floor": math.nan}, {"floor": "small"}],
+     {"floor": math.nan}, {"floor": "small"}, {"floor": 1e-10}, {"floor": 1e39}],
 )  # fmt: skip
 def test_bad_arguments(arguments):
     with pytest.raises(InputError, match=r"^beta: .*got"):

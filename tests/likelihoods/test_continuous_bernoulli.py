@@ -8,7 +8,7 @@ import pytest
 import torch
 from pyro_vae.models.likelihoods.continuous_bernoulli import (
     ContinuousBernoulli,
-    LogitContinuousBernoulli,
+    _LogitContinuousBernoulli,
 )
 from scipy import stats
 
@@ -118,7 +118,7 @@ def test_gradient_of_samples(logit):
 
     def draw(logits):
         torch.manual_seed(0)
-        return LogitContinuousBernoulli(logits).rsample()
+        return _LogitContinuousBernoulli(logits).rsample()
 
     logits = torch.full((50,), logit, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(draw(logits).sum(), logits)
@@ -133,7 +133,7 @@ def test_draws_move_smoothly_from_the_series_to_the_formula():
         for logit in (bound * (1 - 1e-9), bound * (1 + 1e-9)):
             torch.manual_seed(0)
             logits = torch.full((100,), logit, dtype=torch.float64)
-            draws.append(LogitContinuousBernoulli(logits).sample())
+            draws.append(_LogitContinuousBernoulli(logits).sample())
         # 2e-11 · 1/8 for the step, and the first cumulant left out is 0.01⁵/6!/4 at most
         torch.testing.assert_close(*draws, rtol=0, atol=4e-12)
 

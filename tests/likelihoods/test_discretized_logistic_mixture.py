@@ -122,6 +122,14 @@ def test_shapes():
     assert p.expand((6, 7, 3)).mean.shape == p.expand((6, 7, 3)).variance.shape == (6, 7, 3)
 
 
+def test_params_at_the_mean_of_many_levels_is_within_half_a_level():
+    likelihood = DiscretizedLogisticMixture(65_536, components=2)
+    unit = torch.linspace(0.02, 0.98, 5)
+    params = likelihood.params_at(unit * 65_535).double()
+    mean = likelihood.double()(params).mean
+    torch.testing.assert_close(mean, unit.double() * 65_535, rtol=0, atol=0.55)
+
+
 def test_the_grid_is_not_saved():
     assert not DiscretizedLogisticMixture(5).state_dict()
 
@@ -130,8 +138,8 @@ def test_the_grid_is_not_saved():
     ("arguments", "message"),
     [({"num_levels": None}, "needs data with levels, such as values=levels"),
      ({"num_levels": 1}, "num_levels must be an integer above 1, got 1"),
-     ({"components": 0}, "components must be a positive integer, got 0"),
-     ({"components": 2.5}, "components must be a positive integer, got 2.5")],
+     ({"components": 0}, "components must be a whole number from 1 to 1000, got 0"),
+     ({"components": 2.5}, "components must be a whole number from 1 to 1000, got 2.5")],
 )  # fmt: skip
 def test_bad_arguments(arguments, message):
     with pytest.raises(InputError, match=f"^discretized_logistic_mixture: {message}$"):

@@ -11,6 +11,7 @@ from pyro_vae.models.likelihoods.student_t import StudentT
 from scipy import stats
 
 from pyro_vae.errors import InputError
+from pyro_vae.links import inverse_positive, positive
 
 MODES = [0.3, "learned", "per_pixel"]
 
@@ -101,7 +102,7 @@ def test_params_at_the_mean(scale):
 
 
 @pytest.mark.parametrize("component", [Laplace, Normal, StudentT])
-def test_the_scale_is_kept_under_the_name_of_saved_runs(component):
+def test_only_a_learned_scale_is_a_parameter(component):
     assert set(component(scale="learned").state_dict()) == {"raw_scale"}
     assert not component(scale="per_pixel").state_dict()
     assert not component(scale=0.5).state_dict()
@@ -109,11 +110,45 @@ def test_the_scale_is_kept_under_the_name_of_saved_runs(component):
     assert learns == [False, True, True]
 
 
+@pytest.mark.parametrize("component", [Laplace, Normal, StudentT])
+@pytest.mark.parametrize("unit", [7e-5, 0.7, 7e7])
+def test_a_learned_scale_starts_at_the_datas_and_steps_in_proportion(component, unit):
+    """A step of 0.01 in raw moves log σ by the same whatever the data's unit."""
+    likelihood = component(scale="learned", data_scale=unit).double()
+    params = torch.zeros(1, 3, 1).double()
+
+    def scale():
+        return float(likelihood.loc_and_scale(params)[1].detach())
+
+    with torch.no_grad():
+        before = scale()
+        likelihood.raw_scale += 0.01
+        after = scale()
+    assert before == pytest.approx(unit, rel=1e-5)
+    assert math.log(after / before) == pytest.approx(0.01 * (1 - math.exp(-1)), rel=2e-2)
+    likelihood.raw_scale.data.fill_(-1e4)
+    assert scale() == pytest.approx(1e-3 * unit, rel=1e-5)
+    per_pixel = component(scale="per_pixel", data_scale=unit)
+    start = per_pixel.loc_and_scale(per_pixel.params_at(torch.zeros(2)))[1]
+    torch.testing.assert_close(start, torch.full((2,), unit))
+
+
+@pytest.mark.parametrize("component", [Laplace, Normal, StudentT])
+def test_levels_start_at_a_quarter_of_their_range(component):
+    likelihood = component(scale="learned", num_levels=256)
+    floor = 0.1 / 256
+    assert torch.equal(likelihood.raw_scale, inverse_positive(torch.tensor(0.25), floor))
+    raw = torch.linspace(-20, 20, 82).view(41, 2)
+    per_pixel = component(scale="per_pixel", num_levels=256)
+    assert torch.equal(per_pixel.loc_and_scale(raw)[1], positive(raw[:, 1], floor))
+
+
 @pytest.mark.parametrize(
     "arguments",
     [{"scale": 0.0}, {"scale": -1.0}, {"scale": math.inf}, {"scale": "learn"}, {"scale": None},
      {"scale": True}, {"scale": (1.0,)}, {"scale": math.nan}, {"floor": 0.0}, {"floor": -1.0},
-     {"floor": math.nan}, {"floor": "small"}],
+     {"floor": math.nan}, {"floor": "small"}, {"floor": 1e39}, {"floor": True},
+     {"scale": 1e39}, {"scale": 1e-50}, {"scale": 10**400}],
 )  # fmt: skip
 def test_bad_arguments(arguments):
     with pytest.raises(InputError, match=r"^laplace: .*got"):

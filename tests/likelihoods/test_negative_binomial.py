@@ -16,7 +16,7 @@ MODES = [0.3, "learned", "per_pixel"]
 
 def at(mean, alpha, dtype=torch.float64):
     """The distribution of one dimension with this mean and dispersion."""
-    params = inverse_positive(torch.tensor([[mean]], dtype=torch.float64)).to(dtype)
+    params = inverse_positive(torch.tensor([[mean]], dtype=torch.float64), floor=0).to(dtype)
     return NegativeBinomial(dispersion=alpha)(params)
 
 
@@ -113,7 +113,7 @@ def test_learned_is_one_dispersion_a_dimension():
 def test_per_pixel_takes_mean_and_dispersion_from_the_decoder():
     params = torch.tensor([[0.5, -1.0], [3.0, 0.0], [3.0, 0.7]]).double()
     p = NegativeBinomial(dispersion="per_pixel")(params)
-    torch.testing.assert_close(p.mean, 1e-6 + torch.log1p(params[:, 0].exp()))
+    torch.testing.assert_close(p.mean, torch.log1p(params[:, 0].exp()))
     alpha = (p.variance - p.mean) / p.mean**2
     torch.testing.assert_close(alpha, params[:, 1].exp(), rtol=2e-3, atol=0)
 
@@ -182,6 +182,21 @@ def test_maximum_likelihood_recovers_mean_and_dispersion():
     assert abs(float(p.dispersion.detach().log()) - math.log(1 / r)) < 4 * error
 
 
+@pytest.mark.parametrize("dispersion", [1e-6, 0.3, 1e6])
+@pytest.mark.parametrize("output", [-1e4, -104.0, -31.0])
+def test_a_small_mean_grows_from_a_count(dispersion, output):
+    """d log p/d log μ = (x − μ)/(1 + α μ), which is x there."""
+    params = torch.full((3, 1), output, requires_grad=True)
+    x = torch.tensor([0.0, 1.0, 5.0])
+    NegativeBinomial(dispersion=dispersion)(params).log_prob(x).sum().backward()
+    torch.testing.assert_close(params.grad[:, 0], x)
+
+
+def test_draws_of_a_mean_of_zero_are_zero():
+    torch.manual_seed(4)
+    assert not NegativeBinomial(dispersion=0.5)(torch.tensor([[-1e4]])).sample((100,)).any()
+
+
 @pytest.mark.parametrize("dispersion", MODES)
 def test_expands_and_takes_more_samples_than_data(dispersion):
     likelihood = NegativeBinomial(dispersion, event_shape=(4, 3)).double()
@@ -206,7 +221,7 @@ def test_params_at_the_mean(dispersion):
 
 
 @pytest.mark.parametrize(
-    "dispersion", [0.0, -1.0, 1e-7, 1e7, math.inf, math.nan, "learn", None, [0.5]]
+    "dispersion", [0.0, -1.0, 1e-7, 1e7, math.inf, math.nan, 10**400, True, "learn", None, [0.5]]
 )
 def test_bad_arguments(dispersion):
     with pytest.raises(InputError, match=r"^negative_binomial: dispersion must be .* got"):

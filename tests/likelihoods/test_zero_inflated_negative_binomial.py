@@ -18,7 +18,7 @@ MODES = [0.3, "learned", "per_pixel"]
 
 def at(mean, alpha, gate_logit, dtype=torch.float64):
     """The distribution of one dimension with this μ, α and gate."""
-    raw = float(inverse_positive(torch.tensor(mean, dtype=torch.float64)))
+    raw = float(inverse_positive(torch.tensor(mean, dtype=torch.float64), floor=0))
     params = torch.tensor([[raw, gate_logit]], dtype=dtype)
     return ZeroInflatedNegativeBinomial(dispersion=alpha)(params)
 

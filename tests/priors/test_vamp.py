@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import scipy.integrate
@@ -12,8 +13,11 @@ from pyro_vae.models.priors._mixture import DiagonalNormalMixture, PosteriorMixt
 from pyro_vae.models.priors.vamp import Vamp
 from torch import nn
 
+from pyro_vae.config import Config
 from pyro_vae.errors import InputError
 from pyro_vae.networks import Encoder, mlp
+from pyro_vae.run_training import start_run, train
+from pyro_vae.runs import load_run
 
 X = torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(4, 4) ** 3
 
@@ -214,8 +218,8 @@ def test_levels_are_learned_in_units_of_their_range():
         return dist.Normal(x, 1.0).to_event(1)
 
     def start(measure, **options):
-        given = {"event_shape": (4,), "num_levels": 256, "components": 3, **options}
-        return Vamp(posterior, measure=measure, **given)
+        given = {"event_shape": (4,), "components": 3, **options}
+        return Vamp(posterior, measure=measure, unit=255.0, **given)
 
     prior = start("levels", data_sample=lambda n: data, init="data")
     torch.testing.assert_close(prior.u.detach(), data / 255)
@@ -226,16 +230,91 @@ def test_levels_are_learned_in_units_of_their_range():
         start("levels", data_mean=data[0], noise=1e-7).pseudo_inputs(), data[:1].expand(3, 4),
         rtol=0, atol=1e-3,
     )  # fmt: skip
-    assert start("continuous").range == 1
-    assert start("binary").range == 1
+
+
+def moves(data, measure, noise):
+    """How far 300 steps of 0.01 toward far data move, as a part of the way; three seen, by Adam."""
+    target = data[-1]
+
+    def posterior(u):
+        return dist.Normal(u, target.std()).to_event(1)
+
+    prior = Vamp(
+        posterior, event_shape=(4,), data_mean=data.mean(0), data_sample=lambda n: data[:n],
+        measure=measure, components=3, noise=noise, unit=float(data.std(0).mean()),
+    )  # fmt: skip
+    start = prior.pseudo_inputs()
+    optimizer = torch.optim.Adam(prior.parameters(), lr=0.01)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (-prior().log_prob(target)).backward()
+        optimizer.step()
+    return ((prior.pseudo_inputs() - start) / (target - start)).mean()
+
+
+@pytest.mark.parametrize(
+    ("measure", "scale"), [("continuous", 1e-3), ("continuous", 1.0), ("continuous", 1e4),
+                           ("counts", 100.0), ("counts", 1e4)]
+)  # fmt: skip
+def test_pseudo_inputs_reach_data_of_any_scale(measure, scale):
+    """In units of 1, 300 steps of 0.01 would go 3 of the 10,000."""
+    generator = torch.Generator().manual_seed(8)
+    data = 1 + torch.rand(500, 4, generator=generator)
+    data[-1] = torch.tensor([2.0, 1.0, 2.0, 1.0])
+    data = (scale * data).round() if measure == "counts" else scale * data
+    assert 0.9 < float(moves(data, measure, noise=0.01)) < 1.1
+
+
+def test_counts_start_at_their_mean_or_at_data():
+    data = torch.tensor([[0.0, 1.0, 7.0, 4e4], [3.0, 0.0, 0.0, 1e5], [0.0, 0.0, 2.0, 9e4]])
+    given = {"measure": "counts", "components": 3, "data_sample": lambda n: data[:n]}
+    prior = vamp(init="data", **given)
+    torch.testing.assert_close(prior.pseudo_inputs(), data)
+    torch.testing.assert_close(prior.u.detach(), data.log1p())
+    prior = vamp(data_mean=data.mean(0), noise=1e-6, **given)
+    torch.testing.assert_close(
+        prior.pseudo_inputs(), data.mean(0).expand(3, 4), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_real_data_start_in_their_unit():
+    """Noise of 1 % of the unit about the mean of each dimension; four standard errors, seed 9."""
+    torch.manual_seed(9)
+    mean = torch.tensor([0.0, 1e3, 2e3, 3e3])
+    u = vamp(measure="continuous", data_mean=mean, unit=70.0).pseudo_inputs() - mean
+    assert float(u.std()) == pytest.approx(0.7, rel=4 / math.sqrt(2400))
 
 
 def test_a_saved_run_needs_no_data():
-    for init in ("mean", "data"):
-        saved = vamp(init=init, data_mean=torch.ones(4), data_sample=lambda n: torch.randn(n, 4))
-        loaded = vamp(init=init)
+    for measure in ("binary", "continuous", "counts"):
+        saved = vamp(measure=measure, unit=3.0, data_mean=torch.ones(4))
+        loaded = vamp(measure=measure, unit=3.0)
         loaded.load_state_dict(saved.state_dict())
         assert torch.equal(loaded.pseudo_inputs(), saved.pseudo_inputs())
+
+
+def test_a_run_on_real_data_is_rebuilt_with_its_unit(tmp_path):
+    """Trained and loaded again without data: the same pseudo-inputs, scale and density."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", (1000 + 50 * rng.normal(size=(90, 3))).astype("float32"))
+    config = Config(
+        data=f"{tmp_path}/x.npy", prior="vamp(components=4)", likelihood="normal(scale=learned)",
+        encoder="mlp(hidden=(4,))", latent_dim=2, epochs=1, device="cpu",
+    )  # fmt: skip
+    run, again = train(config, tmp_path / "run"), load_run(tmp_path / "run")
+    for model in (run.model, again.model):
+        assert model.prior.unit == pytest.approx(50, rel=0.2)
+        assert model.likelihood.unit == model.prior.unit == run.facts.unit
+    assert torch.equal(again.model.prior.pseudo_inputs(), run.model.prior.pseudo_inputs())
+    z = torch.zeros(5, 2)
+    assert torch.equal(again.model.prior().log_prob(z), run.model.prior().log_prob(z))
+
+
+def test_too_few_training_data_are_told_by_the_prior(tmp_path):
+    config = Config(prior="vamp(components=5000, init=data)", encoder="mlp(hidden=(4,))")
+    expected = r"components=5000 training data, got \d+; give fewer components, or init=mean$"
+    with pytest.raises(InputError, match=expected):
+        start_run(config, tmp_path / "run")
 
 
 def test_float32_stays_finite_at_extreme_posteriors():
@@ -258,6 +337,8 @@ def test_float32_stays_finite_at_extreme_posteriors():
     [({"components": 0}, "vamp: components"), ({"components": 2.5}, "vamp: components"),
      ({"init": "datum"}, "vamp: init"), ({"noise": 0.0}, "vamp: noise"),
      ({"noise": math.nan}, "vamp: noise"),
+     ({"noise": 1e39}, "vamp: noise"), ({"noise": True}, "vamp: noise"),
+     ({"components": 10**400}, "vamp: components"),
      ({"has_density": False}, "vamp: its density is that of q.* does not have; use a guide"),
      ({"init": "data", "data_sample": lambda n: torch.zeros(200, 4)}, "components=300.* got 200")],
 )  # fmt: skip
