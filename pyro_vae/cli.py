@@ -2,9 +2,10 @@
 
 __all__ = ["app"]
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,15 +34,14 @@ from pyro_vae.sweep import (
     plan_sweep,
     run_sweep,
 )
+from pyro_vae.sweep_tables import sweep_line, sweep_tables, sweep_verdict
 from pyro_vae.terminal import (
     TITLES,
     TrainingDisplay,
     counting,
     evaluation_table,
     graceful_stop,
-    sweep_line,
-    sweep_tables,
-    sweep_verdict,
+    is_bound,
 )
 from pyro_vae.training import Trainer
 
@@ -217,7 +217,7 @@ def sweep(
             "--seeds",
             min=1,
             rich_help_panel=LISTS,
-            help="Seeds 0 … n−1 of each; a verdict takes 5.",
+            help="Seeds 0 … n−1 of each; a verdict takes 5, chosen beforehand.",
         ),
     ] = 5,
     warm_up: Annotated[
@@ -283,23 +283,27 @@ def sweep(
     Repeat an option of the first panel to give it several values. The same command continues an
     interrupted sweep; what is there is never trained again, so that lists and seeds can grow.
 
-    Writes sweep.json, sweep.csv and figures/sweep.png. Which of two is better is said only where
-    five seeds each leave no doubt.
+    Writes sweep.json, sweep.csv and figures/sweep.png; they describe the lists of the last call.
+    Which of two is better is said only where five seeds each leave no doubt.
     """
     options = locals()
     lists = {name: options.pop(name) for name in FACTORS}
     settings = _settings(config, _given(options))
+    if settings.seed:
+        console.print(f"seed: {settings.seed} of '{config}' is not used; a sweep has seeds 0 … n−1")
     folder = out or _next_folder(Path("runs"), "sweep")
-    plan = plan_sweep(
-        settings,
-        {name: values for name, values in lists.items() if values},
-        folder,
-        seeds=seeds,
-        split=split,
-        count=count,
-        num_samples=num_samples,
-        chunk_size=chunk_size,
-    )
+    with _checking() as on_check:
+        plan = plan_sweep(
+            settings,
+            {name: values for name, values in lists.items() if values},
+            folder,
+            seeds=seeds,
+            split=split,
+            count=count,
+            num_samples=num_samples,
+            chunk_size=chunk_size,
+            on_check=on_check,
+        )
     again = "the same command" if out else f"the same command with --out '{folder}'"
     with graceful_stop() as stop:
         try:
@@ -582,10 +586,23 @@ def _evaluate(
     console.print(title, style="bold", soft_wrap=True)
     console.print(evaluation_table(evaluation))
     for name in ("log_likelihood", "bits_per_dim"):
-        if name in evaluation.estimates:
-            estimate = evaluation.estimates[name]
-            console.print(f"{TITLES[name]}: {estimate.note}", soft_wrap=True)
-    console.print(f"± standard errors over draws of z and over data; {record}", soft_wrap=True)
+        if name in evaluation.estimates and evaluation.estimates[name].note:
+            console.print(f"{TITLES[name]}: {evaluation.estimates[name].note}", soft_wrap=True)
+    errors = "errors over draws of z and" if is_bound(evaluation.estimates) else "error"
+    console.print(f"± standard {errors} over data; {record}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _checking() -> Iterator[Callable[[int, int], None]]:
+    """Follow the planning of a sweep: a bar on a terminal, elsewhere a line before it."""
+
+    def on_check(done: int, total: int) -> None:
+        show(done, total)
+        if done == 0 and total > 1 and not console.is_terminal:
+            console.print(f"checking {total} combinations …")
+
+    with counting(console, "checking combinations") as show:
+        yield on_check
 
 
 def _sweep_observer(total: int, stop: Callable[[], bool]) -> Observer:
@@ -627,10 +644,13 @@ def _show_sweep(results: Results) -> None:
     if scored:
         marks = ["†" if results.is_lower_bound(each.configuration) else "" for each in scored]
         figure = figures.sweep_scores(
-            [each.label + mark for each, mark in zip(scored, marks, strict=True)],
+            [
+                f"{each.label}{mark}{', exact' if each.is_exact else ''}{each.selection}"
+                for each, mark in zip(scored, marks, strict=True)
+            ],
             [each.scores for each in scored],
-            [mean_interval(each.scores) if len(each.scores) > 1 else None for each in scored],
-            quantity=f"log p(x) by IWAE-{plan.num_samples}, nats per datum",
+            [mean_interval(each.scores) if each.has_enough else None for each in scored],
+            quantity=f"{results.score_name}, nats per datum",
             note="† a lower bound on log P(level)" if any(marks) else "",
         )
         _say(figures.save(figure, plan.out / "figures" / "sweep.png"))

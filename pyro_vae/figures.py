@@ -317,7 +317,7 @@ def sweep_scores(
     Args:
         labels: what each configuration is.
         scores: of each configuration, one a run.
-        intervals: of each configuration's mean, or None where it has one run.
+        intervals: of each configuration's mean, or None where it has too few runs.
         quantity: what the scores are, and in which unit; higher is better.
         note: what else is to be known, below the axis.
 
@@ -355,8 +355,9 @@ def sweep_scores(
     handles = [
         Line2D([], [], ls="", marker="o", ms=4.5, mew=0, color=BLUE, alpha=0.6, label="a run"),
         Line2D([], [], ls="", marker="|", ms=9, mew=2.2, color=ORANGE, label="mean over seeds"),
-        Line2D([], [], color=EDGE, lw=3, label="its 95 % t-interval"),
     ]
+    if any(interval is not None for interval in intervals):
+        handles.append(Line2D([], [], color=EDGE, lw=3, label="its 95 % t-interval"))
     figure.legend(
         handles=handles, loc="outside lower right", ncols=3, frameon=False, fontsize=SMALL_SIZE,
         labelcolor=INK,

@@ -259,6 +259,7 @@ def _fix(likelihood: Any, facts: Facts, data_spec: str) -> str:
     if facts.measure == "continuous" and not facts.dequantized:
         whole = "whole numbers" if likelihood.measure == "counts" else "whole grey levels"
         return f"give {whole} and {wanted}"
-    if facts.measure == "binary" and spec.arguments.get("binarize") == "none":
+    binary = facts.measure == "binary" and spec.arguments.get("binarize") == "none"
+    if binary and likelihood.measure != "counts":
         return f"give grey levels and {wanted}"
     return f"use data with {wanted}, such as '{spec.name}({wanted})'"

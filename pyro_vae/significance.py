@@ -96,9 +96,13 @@ def judge(
 ) -> Verdict:
     """Say which side has the higher mean over seeds, or that it is unresolved.
 
-    Resolved takes five seeds a side and an interval without 0. Tests paired over
-    data answer another question: they tell two *trained networks* apart, and did
-    so in 80 % of cases for two seeds of one configuration.
+    Resolved takes five seeds a side and an interval without 0, for a number of
+    seeds chosen beforehand: added until it resolves, they make it resolve too often.
+    The sides are treated as independent although seed s is shared; where that
+    correlates their scores positively the interval is conservative.
+
+    Tests paired over data answer another question: they tell two *trained networks*
+    apart, and did so in 80 % of cases for two seeds of one configuration.
 
     Arguments:
         a, b: one number a seed.

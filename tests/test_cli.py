@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -238,8 +239,9 @@ def test_a_point_has_no_bound_on_any_page(tmp_path):
     out = succeed("train", *SMALL, "--guide", "delta", "--out", "run", cwd=tmp_path)
     out += succeed("evaluate", "run", "-K", 20, cwd=tmp_path)
     assert "best validation log p(x, z(x))" in out
-    assert "E_q log p(x|z)" in out
-    for word in ("ELBO", "IWAE", "KL", "bits"):
+    assert re.search(r"log p\(x\|z\(x\)\) +-\d", out)
+    assert "± standard error over data; run/evaluation/test.json" in out
+    for word in ("ELBO", "IWAE", "KL", "bits", "E_q", "draws"):
         assert word not in out
     assert_picture(tmp_path / "run" / "figures" / "training.png")
     (entry,) = json.loads((tmp_path / "run" / "evaluation" / "test.json").read_text())
@@ -730,15 +732,18 @@ def test_a_sweep_says_a_line_a_run_and_a_verdict(tmp_path):
     command = [*SWEEP, "--latent-dim", "3", "--seeds", "2"]
     out = succeed(*command, cwd=tmp_path)
     lines = out.splitlines()
+    assert lines.pop(0) == "checking 2 combinations …"
     for i, line in enumerate(lines[:4]):
         assert line.startswith(f"[{i + 1}/4] latent_dim={2 + i % 2}, seed {i // 2}: trained "), line
-        assert "ELBO -" in line
-        assert "log p(x) -" in line
+        assert re.search(r", ELBO -\d+\.\d+ ± \d\.\d+ \(draws\), IWAE-10 -\d+\.\d+ ± ", line), line
     title = "runs/sweep-1, test, 30 data of digits(values=binary, binarize=dynamic)"
     assert lines[4:6] == ["", title]
+    assert "highest mean IWAE-10: latent_dim=" in out
+    assert "IWAE-10 (a lower bound on log p(x) in expectation)" in out
     assert "(2 and 2 seeds; 5 a side needed)" in out
+    assert "nterval" not in out
     assert "\x1b" not in out
-    assert "…" not in out
+    assert "…" not in "".join(lines)
     folder = tmp_path / "runs" / "sweep-1"
     names = {path.name for path in folder.iterdir() if not path.name.startswith("latent_dim-")}
     assert names == {"sweep.json", "sweep.csv", "figures"}
@@ -746,8 +751,8 @@ def test_a_sweep_says_a_line_a_run_and_a_verdict(tmp_path):
     assert_picture(folder / "latent_dim-2-seed0" / "figures" / "training.png")
     # The same command with that folder finds everything.
     again = succeed(*command, "--out", folder, cwd=tmp_path)
-    assert [line.split(", ")[1].split(": ")[1] for line in again.splitlines()[:4]] == ["found"] * 4
-    assert len(succeed(*command, cwd=tmp_path).splitlines()) == len(lines)  # in runs/sweep-2
+    assert [line.split(", ")[1].split(": ")[1] for line in again.splitlines()[1:5]] == ["found"] * 4
+    assert len(succeed(*command, cwd=tmp_path).splitlines()) == len(lines) + 1  # in runs/sweep-2
     assert (tmp_path / "runs" / "sweep-2").is_dir()
     # Its runs are runs like any other.
     succeed("evaluate", folder / "latent_dim-2-seed0", "-K", 5, cwd=tmp_path)
@@ -770,6 +775,9 @@ def test_a_sweep_with_a_failed_run_exits_with_1(tmp_path):
         (["--latent-dim", "many"], "Invalid value for '--latent-dim'"),
         (["--seeds", "0"], "--seeds"),
         (["-K", "0"], "--num-samples must be 1 or more"),
+        (["--chunk-size", "0"], "--chunk-size must be 1 or more"),
+        (["--out", "x" * 300], "File name too long; give another --out"),
+        (["--prior", "mixture", "--prior", "vamp(components=0)"], "prior=vamp(components=0): "),
         (["--count", "1000"], "takes 1 to 300, got 1000"),
         (["--split", "all"], "unknown split 'all'"),
         (["--epochs", "0"], "--epochs must be positive"),
@@ -781,18 +789,28 @@ def test_a_sweep_with_a_failed_run_exits_with_1(tmp_path):
 def test_wrong_use_of_a_sweep(place, tmp_path, options, message):
     if "--out" in options:
         shutil.copytree(place / "two", tmp_path / "run")
-    assert message in refuse(*SWEEP, *options, cwd=tmp_path)
+    result = invoke(*SWEEP, *options, cwd=tmp_path)
+    assert (result.status, result.err.count("\n")) == (2, 1), result
+    assert message in result.err
+    assert result.out in ("", "checking 2 combinations …\n")
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_sweep_from_a_runs_own_config(place, tmp_path):
     """Its settings are shared; its seed gives way to the sweep's."""
     config = place / "two" / "config.yaml"
-    succeed("sweep", "--config", config, "--seeds", 2, "-K", 5, "--out", "s", cwd=tmp_path)
+    out = succeed("sweep", "--config", config, "--seeds", 2, "-K", 5, "--out", "s", cwd=tmp_path)
+    assert out.startswith("[1/2] ")
     for seed in (0, 1):
         settings = read_yaml(tmp_path / "s" / f"standard_normal-bernoulli-seed{seed}/config.yaml")
         assert settings == read_yaml(config) | {"seed": seed}
     assert_same_run(tmp_path / "s" / "standard_normal-bernoulli-seed0", place / "two")
+
+
+def test_a_seed_that_a_sweep_does_not_use_is_named(tmp_path):
+    (tmp_path / "a.yaml").write_text("seed: 7\n")
+    result = invoke(*SWEEP, "--config", "a.yaml", "-K", "0", cwd=tmp_path)
+    assert result.out == "seed: 7 of 'a.yaml' is not used; a sweep has seeds 0 … n−1\n"
 
 
 def test_an_interrupted_sweep_goes_on(tmp_path):

@@ -414,6 +414,15 @@ def test_sweep_scores_are_sorted_with_a_dot_a_run():
     assert means == pytest.approx([np.mean(scores[i]) for i in order])
 
 
+def test_a_sweep_of_few_seeds_has_no_intervals():
+    few = figures.sweep_scores(["a", "b"], [[0.0, 1.0], [4.0]], [None, None], quantity="IWAE-9, x")
+    many = figures.sweep_scores(["a", "b"], [[0.0, 1.0], [4.0]], [None, (3.0, 5.0)])
+    told = [[text.get_text() for text in figure.legends[0].get_texts()] for figure in (few, many)]
+    assert told[0] == ["a run", "mean over seeds"]
+    assert told[1] == [*told[0], "its 95 % t-interval"]
+    assert few.axes[0].get_title(loc="left") == "IWAE-9 by configuration"
+
+
 def test_the_labels_of_a_large_sweep_lie_on_the_page_and_apart():
     figure = draw(every_figure["sweep_scores"]())
     boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]

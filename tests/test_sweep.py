@@ -1,12 +1,17 @@
 """A sweep: planned before it trains, continued where it stopped, never trained twice."""
 
+import contextlib
 import csv
+import dataclasses
 import io
 import json
 import math
+import re
 import shutil
 from pathlib import Path
+from statistics import fmean
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -17,8 +22,9 @@ from pyro_vae.errors import InputError
 from pyro_vae.evaluation import Estimate, evaluate
 from pyro_vae.evaluation.record import read_record, weights_hash, write_record
 from pyro_vae.runs import load_run
+from pyro_vae.significance import welch_interval
 from pyro_vae.sweep import FACTORS, Observer, Stopped, plan_sweep, results, run, run_sweep
-from pyro_vae.terminal import sweep_line, sweep_tables, sweep_verdict
+from pyro_vae.sweep_tables import sweep_line, sweep_tables, sweep_verdict
 
 SETTINGS = Config(
     encoder="mlp(hidden=(8,))", latent_dim=2, batch_size=400, epochs=2, warm_up=1, device="cpu"
@@ -178,7 +184,8 @@ def test_files_hold_a_row_a_run(whole):
     assert content["pairs"][0]["unresolved"] == "2 and 2 seeds; 5 a side needed"
     rows = list(csv.DictReader(io.StringIO((out / "sweep.csv").read_text())))
     for row, result in zip(rows, whole.results, strict=True):
-        for name in results.SCORES:
+        assert row["log_evidence"] == ""
+        for name in result.estimates:
             assert float(row[name]) == result.estimates[name].value
             error = result.estimates[name].data_standard_error
             assert float(row[f"{name}_data_standard_error"]) == error
@@ -187,9 +194,9 @@ def test_files_hold_a_row_a_run(whole):
         assert set(FACTORS) < set(row)
 
 
-@pytest.mark.parametrize("stop_after", [1, STEPS, STEPS + 1, 3 * STEPS + 6])
+@pytest.mark.parametrize("stop_after", [1, STEPS, STEPS + 1, 2 * (STEPS + 1) + 6])
 def test_stopped_and_continued_it_ends_the_same(whole, tmp_path, stop_after):
-    """In the first step, at the end of a training, in its scoring, in the third run."""
+    """In the first step, at the end of a training, before its scoring, in the third run."""
     steps = 0
 
     def stop():
@@ -200,6 +207,36 @@ def test_stopped_and_continued_it_ends_the_same(whole, tmp_path, stop_after):
     with pytest.raises(Stopped):
         sweep(tmp_path / "s", observer=Observer(stop=stop))
     assert told(sweep(tmp_path / "s")) == told(whole)
+
+
+def test_a_scoring_that_is_done_is_kept_when_it_is_asked_to_stop(whole, tmp_path):
+    """Ctrl-C in the last block of the first run's scores."""
+    blocks = []
+    observer = Observer(
+        count=lambda run: contextlib.nullcontext(lambda *done: blocks.append(done)),
+        stop=lambda: bool(blocks) and blocks[-1][0] == blocks[-1][1],
+    )
+    with pytest.raises(Stopped):
+        sweep(tmp_path / "s", observer=observer, num_samples=300)
+    assert blocks == [(1, 3), (2, 3), (3, 3)]
+    assert read_record(tmp_path / "s" / "latent_dim-2-seed0" / "evaluation" / "test.json")
+
+
+def test_a_scoring_stops_between_its_blocks(tmp_path):
+    blocks = []
+    observer = Observer(
+        count=lambda run: contextlib.nullcontext(lambda *done: blocks.append(done)),
+        stop=lambda: bool(blocks),
+    )
+    with pytest.raises(Stopped):
+        sweep(tmp_path / "s", observer=observer, num_samples=300)
+    assert blocks == [(1, 3)]
+
+
+def test_a_scoring_of_one_block_is_not_begun_when_it_is_asked_to_stop(copy):
+    with pytest.raises(Stopped):
+        sweep(copy, observer=Observer(stop=lambda: True), num_samples=7)
+    assert all(len(read_record(file)) == 1 for file in copy.glob("*/evaluation/test.json"))
 
 
 def test_killed_and_continued_it_ends_the_same(whole, tmp_path):
@@ -327,6 +364,55 @@ def test_a_combination_given_twice_is_one(tmp_path):
     assert len(plan_sweep(SETTINGS, lists, tmp_path / "s", **OPTIONS).runs) == 2
 
 
+TWO_LAYERS = SETTINGS.replace(model="hierarchical(latent_dims=(4, 2))", guide="hierarchical")
+
+
+@pytest.mark.parametrize(
+    ("lists", "settings"),
+    [
+        ({"latent_dim": [2, 3]}, TWO_LAYERS),  # which the model's own sizes override
+        ({"prior": ["{files}/wide.py", "{files}/../{folder}/wide.py"]}, SETTINGS),
+        ({"prior": ["mixture(components=4)", "mixture(floor=0.001, components=4)"]}, SETTINGS),
+        ({"prior": ["{files}/wide.py", "{files}/wide.py(scale=2)"]}, SETTINGS),
+        ({"prior": ["{files}/wide.py(scale=3)", "{files}/wide.py(scale=3.0)"]}, SETTINGS),
+        ({"decoder": ["mlp(hidden=(8,))", "mlp(hidden=(8,), activation=relu)"]}, SETTINGS),
+    ],
+    ids=["sizes overridden", "paths", "a number", "of a file", "whole", "a network"],
+)
+def test_one_configuration_under_two_names_is_refused(files, tmp_path, lists, settings):
+    """The seeds of the two would be compared with themselves."""
+    ((name, values),) = lists.items()
+    values = [
+        value.format(files=files, folder=files.name) if name == "prior" else value
+        for value in values
+    ]
+    with pytest.raises(InputError, match=r"and .* are one configuration; leave one out") as caught:
+        plan_sweep(settings, {name: values}, tmp_path / "s", **OPTIONS)
+    assert all(f"{name}={value}" in str(caught.value) for value in values)
+
+
+def test_the_same_decoder_by_name_and_by_default_is_refused(tmp_path):
+    lists = {"decoder": [None, SETTINGS.encoder]}
+    with pytest.raises(InputError, match="are one configuration"):
+        plan_sweep(SETTINGS, lists, tmp_path / "s", **OPTIONS)
+
+
+def test_a_combination_that_cannot_work_is_named(files, tmp_path):
+    lists = {
+        "guide": ["diagonal_normal", f"{files}/point.py"],
+        "prior": ["standard_normal", "vamp"],
+    }
+    with pytest.raises(InputError, match=r"^prior=vamp, guide=.*point.py: ") as caught:
+        plan_sweep(SETTINGS, lists, tmp_path / "s", **OPTIONS)
+    assert "\n" not in str(caught.value)
+
+
+def test_planning_tells_how_far_it_is(tmp_path):
+    told = []
+    plan_sweep(SETTINGS, LISTS, tmp_path / "s", **OPTIONS, on_check=lambda *n: told.append(n))
+    assert told == [(0, 2), (1, 2), (2, 2)]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -345,6 +431,7 @@ def test_a_combination_given_twice_is_one(tmp_path):
         ({"lists": {"latent_dim": [0]}}, "--latent-dim must be positive"),
         ({"seeds": 0}, "--seeds must be 1 or more"),
         ({"num_samples": 0}, "--num-samples must be 1 or more"),
+        ({"chunk_size": 0}, "--chunk-size must be 1 or more, got 0"),
         ({"count": 301}, "takes 1 to 300, got 301"),
         ({"split": "tset"}, "unknown split 'tset'; did you mean 'test'"),
     ],
@@ -364,6 +451,55 @@ def test_folders_that_are_no_sweeps_are_refused(copy, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is no folder"):
         sweep(tmp_path / "file")
+    with pytest.raises(InputError, match="File name too long; give another --out"):
+        sweep(tmp_path / ("x" * 300))
+
+
+def forbid(*arguments):
+    raise PermissionError(13, "Permission denied")
+
+
+def test_a_folder_that_cannot_be_entered_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "exists", forbid)
+    with pytest.raises(InputError, match=r"cannot use '.*': Permission denied; give another --out"):
+        sweep(tmp_path / "s")
+
+
+RUN = "latent_dim-2-seed0"
+
+
+def cut(name, size):
+    def damage(out):
+        (out / RUN / name).write_bytes((out / RUN / name).read_bytes()[:size])
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "options", "message"),
+    [
+        (lambda out: (out / RUN / "best.safetensors").unlink(), {},
+         r"cannot read '.*best.safetensors': No such file.*; move the folder '.*seed0' away"),
+        (cut("best.safetensors", 500), {"num_samples": 9},
+         r"best.safetensors' is damaged.*; move the folder '.*seed0' away"),
+        (cut("last.pt", 500), {}, r"last.pt' .*damaged.*; move the folder '.*seed0' away"),
+        (cut("config.yaml", 30), {}, "lacks the line.*; move the folder away, or give another"),
+        (cut("evaluation/test.json", 500), {}, "test.json' is damaged, .*; move it away and"),
+    ],
+    ids=["no weights", "weights", "checkpoint", "configuration", "scores"],
+)  # fmt: skip
+def test_a_damaged_run_is_one_line(copy, monkeypatch, damage, options, message):
+    damage(copy)
+    monkeypatch.setattr(run, "train_run", None)
+    with pytest.raises(InputError, match=message) as caught:
+        sweep(copy, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_run_moved_away_is_trained_anew(whole, copy, tmp_path):
+    cut("last.pt", 500)(copy)
+    (copy / RUN).rename(tmp_path / "away")
+    assert told(sweep(copy))["runs"] == told(whole)["runs"]
 
 
 def test_a_component_file_that_changed_is_refused(files, tmp_path):
@@ -374,6 +510,14 @@ def test_a_component_file_that_changed_is_refused(files, tmp_path):
         InputError, match=r"is not the file that '.*wide-bernoulli-seed0' was trained with"
     ):
         sweep(tmp_path / "s", {"prior": [str(own)]}, seeds=1)
+
+
+def test_counts_of_a_file_that_holds_only_0_and_1(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 2, (60, 6)))
+    settings = SETTINGS.replace(data=str(tmp_path / "x.npy"), batch_size=20)
+    found = sweep(tmp_path / "s", {"likelihood": ["poisson"]}, settings=settings, count=6)
+    assert found.plan.measure == "counts"
+    assert not found.failures
 
 
 def test_each_likelihood_gets_its_values(files, tmp_path):
@@ -419,9 +563,9 @@ def test_a_sweep_of_densities_alone_stays_in_densities(tmp_path):
 
 
 def shown(found, width=200):
-    console = Console(file=io.StringIO(), width=width)
+    console = Console(file=io.StringIO(), width=width, markup=False)
     for table in sweep_tables(found, width):
-        console.print(table, width=max(width, table.width), crop=False)
+        console.print(table, width=max(width, table.width or 0), crop=False)
     for line in sweep_verdict(found):
         console.print(line, soft_wrap=True)
     return console.file.getvalue()
@@ -435,7 +579,9 @@ def test_a_training_that_diverges_is_a_failed_run(tmp_path):
     assert [result.failure is None for result in found.results] == [False, True, False, True]
     assert lines[0].startswith("[1/4] beta=1e+38, seed 0: diverged: step 1 (epoch 1): the loss")
     assert lines[1].startswith("[2/4] beta=1.0, seed 0: trained 0 s, ELBO -")
-    assert "failed: beta=1e+38, seed 1, diverged: step 1" in shown(found)
+    text = shown(found)
+    assert "2 of 4 runs failed, for the reasons above and in sweep.json" in text
+    assert "diverged" not in text
     rows = list(csv.DictReader(io.StringIO((tmp_path / "s" / "sweep.csv").read_text())))
     assert rows[0]["elbo"] == ""
     assert rows[0]["failure"].startswith("diverged")
@@ -452,7 +598,8 @@ def test_a_point_has_a_reconstruction_alone(files, tmp_path):
     assert set(point.summaries) == {"reconstruction"}
     assert point.scores == []
     assert found.pairs == []
-    assert "E_q log p(x|z)" in lines[0]
+    assert "log p(x|z(x)) -" in lines[0]
+    assert "±" not in lines[0]
     text = shown(found)
     assert "has no bound on log p(x), so no place in a verdict" in text
     assert text.count("–") > 5
@@ -475,14 +622,17 @@ def test_means_over_seeds_and_their_errors():
     assert one == (-90.0, None, None, None, False)
 
 
-def planted(plan, scores):
-    """Results of these log p(x), a list a configuration."""
+def planted(plan, scores, **extra):
+    """Results of these IWAE-K, a list a configuration; None is a seed that failed."""
     rows = []
     for configuration, values in zip(plan.configurations, scores, strict=True):
         runs = [run for run in plan.runs if run.configuration is configuration]
         for each, value in zip(runs, values, strict=False):
+            if value is None:
+                rows.append(results.Result(each, True, False, 1.0, failure="diverged: step 1"))
+                continue
             estimates = {
-                name: Estimate(value, 0.01, 0.3, 300)
+                name: Estimate(value, 0.01, 0.3, 300, **extra)
                 for name in ("elbo", "kl", "log_likelihood", "bits_per_dim")
             }
             rows.append(results.Result(each, True, True, 1.0, estimates))
@@ -498,9 +648,10 @@ def plan(files, tmp_path_factory):
 def test_the_verdict_takes_five_seeds_and_an_interval_without_zero(plan):
     a, b, c = [-90.0, -90.1, -89.9, -90.2, -90.05], [-95.0, -95.1, -94.9, -95.3, -95.2], [-90.1] * 4
     text = shown(planted(plan, [b, a, c]))
-    assert "highest mean log p(x): latent_dim=3" in text
+    assert "highest mean IWAE-20: latent_dim=3" in text
+    assert "log p(x):" not in text
     assert "vs latent_dim=2: better by 5.05" in text
-    assert "vs latent_dim=4: unresolved (5 and 4 seeds; 5 a side needed)" in text
+    assert "vs latent_dim=4: unresolved (5 and 4 seeds; 5 a side needed); +0.050 nats\n" in text
     assert "jointly for 3 pairs)" in text
     close = [value - 0.05 for value in a]
     found = planted(plan, [a, b, close])
@@ -513,6 +664,144 @@ def test_the_verdict_takes_five_seeds_and_an_interval_without_zero(plan):
         ("latent_dim=2", "latent_dim=3"): "latent_dim=2",
         ("latent_dim=4", "latent_dim=3"): "latent_dim=4",
     }
+
+
+A, B = [-90.0, -90.1, -89.9, -90.2, -90.05], [-95.0, -95.1, -94.9, -95.3, -95.2]
+
+
+def test_all_pairs_share_the_error_in_the_sweep_itself(plan):
+    found = planted(plan, [A, B, [value - 1 for value in A]])
+    for pair in found.pairs:
+        assert pair.verdict.interval == welch_interval(
+            pair.first.scores, pair.second.scores, 0.95, 3
+        )
+    interval = welch_interval(A, B, 0.95, 3)
+    assert f"[+{interval.low:.3f}, +{interval.high:.3f}]" in shown(found)
+    (one,) = planted(plan, [A, B, []]).pairs
+    assert one.verdict.interval == welch_interval(A, B, 0.95, 1)
+
+
+def test_the_seeds_that_did_not_fail_decide_nothing(files, tmp_path_factory):
+    """Six of eight seeds are enough in number; that two diverged is no accident."""
+    out = tmp_path_factory.mktemp("failed") / "s"
+    plan = plan_sweep(SETTINGS, LISTS, out, **{**OPTIONS, "seeds": 8})
+    found = planted(plan, [[None, *A, None, -90.0], [*B, -95.0, -95.1, -95.2]])
+    reason = "2 of 8 seeds of latent_dim=2 failed: the rest are a selection"
+    text = shown(found)
+    assert re.search(r"^ 2 +6/8 ", text, re.MULTILINE), text
+    assert "highest mean IWAE-20: latent_dim=2 (6 of 8 seeds)" in text
+    difference = fmean([*A, -90.0]) - fmean([*B, -95.0, -95.1, -95.2])
+    assert f"vs latent_dim=3: unresolved ({reason}); {difference:+.3f} nats\n" in text
+    assert "interval" not in text
+    (pair,) = found.to_json()["pairs"]
+    assert (pair["better"], pair["unresolved"]) == (None, reason)
+    assert [each.has_enough for each in found.configurations] == [False, True]
+    assert found.configurations[0].to_json()["failures"] == 2
+    worse = planted(plan, [[*A, -90.0, -90.1, -90.2], [None, *B, -95.0, -95.1]])
+    assert "unresolved (1 of 8 seeds of latent_dim=3 failed" in shown(worse)
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_the_verdict_names_its_data(plan, split):
+    words = {
+        "train": "on these training data, which training saw, and with",
+        "valid": "on these validation data, which chose the epoch, and with",
+        "test": "on these test data and with",
+    }
+    text = shown(planted(dataclasses.replace(plan, split=split), [A, B, []]))
+    assert f"for a number of seeds chosen beforehand, {words[split]} this training budget" in text
+
+
+LOOSE = "better by 5.05 nats, interval [+4.86, +5.24]; of its IWAE bound, which is loose here: its"
+
+
+@pytest.mark.parametrize(("understated", "loose"), [([], False), ([2], False), ([3], True)])
+def test_a_loose_bound_of_the_loser_is_named(plan, understated, loose):
+    found = planted(plan, [A, B, []])
+    for i, result in enumerate(found.results):
+        if result.run.configuration.config.latent_dim in understated:
+            changed = dataclasses.replace(result.estimates["log_likelihood"], understated=True)
+            estimates = {**result.estimates, "log_likelihood": changed}
+            found.results[i] = dataclasses.replace(result, estimates=estimates)
+    text = shown(found)
+    assert ("of its IWAE bound, which is loose here" in text) == loose
+    assert ("(take a larger -K)" in text) == loose
+    assert ("≥ few draws carry some estimates of IWAE-20" in text) == bool(understated)
+
+
+def test_one_draw_has_no_error_over_draws_and_a_loose_bound(whole, copy):
+    lines = []
+    observer = Observer(on_result=lambda found, result: lines.append(sweep_line(found, result)))
+    found = sweep(copy, num_samples=1, observer=observer)
+    assert all(result.estimates["log_likelihood"].understated for result in found.results)
+    assert re.fullmatch(r".*: found, scored, ELBO -\d+\.\d+, IWAE-1 -\d+\.\d+", lines[0])
+    text = shown(found)
+    assert "IWAE-1 is the ELBO; one draw a datum does not tell its error over draws" in text
+    assert "≥" not in text
+    plan = plan_sweep(SETTINGS, LISTS, copy, **{**OPTIONS, "seeds": 5, "num_samples": 1})
+    assert "of its IWAE bound, which is loose here" in shown(planted(plan, [A, B]))
+
+
+def test_an_exact_log_evidence_is_the_score(tmp_path):
+    settings = SETTINGS.replace(likelihood="normal(scale=0.5)", optimizer="sgd(lr=1e-4)")
+    lists = {"model": ["vae", "linear_gaussian"]}
+    lines = []
+    observer = Observer(on_result=lambda found, result: lines.append(sweep_line(found, result)))
+    found = sweep(tmp_path / "s", lists, observer, settings, num_samples=2)
+    exact = next(each for each in found.configurations if each.is_exact)
+    assert exact.configuration.config.model == "linear_gaussian"
+    for result, score in zip(exact.results, exact.scores, strict=True):
+        loaded = load_run(result.run.path)
+        x = loaded.data.test.subset(40).scored()
+        expected = float(loaded.model.log_evidence(x).mean())
+        assert score == result.score.value == pytest.approx(expected)
+        assert score != result.estimates["log_likelihood"].value
+        bits = -score / (64 * math.log(2)) + math.log2(17)  # of dequantized values
+        assert result.estimates["bits_per_dim"].value == pytest.approx(bits)
+    text = shown(found)
+    mean = sum(exact.scores) / 2
+    assert re.search(rf"linear_gaussian +2 +-\d+\.\d+ +exact {mean:.2f} +– ", text), text
+    assert "highest mean IWAE-2 or exact log p(x): model=" in text
+    assert "exact: log p(x) itself, in closed form, in place of IWAE-2" in text
+    assert any("exact log p(x) -" in line for line in lines)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "s" / "sweep.csv").read_text())))
+    told_exact = {float(r["log_evidence"]) for r in rows if r["model"] == "linear_gaussian"}
+    assert told_exact == set(exact.scores)
+    content = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    means = {c["label"]: c["scores"].get("log_evidence") for c in content["configurations"]}
+    assert means["model=linear_gaussian"]["value"] == pytest.approx(mean)
+    assert means["model=vae"] is None
+    assert shown(results.Results(found.plan, exact.results)).startswith("highest") is False
+    assert results.Results(found.plan, exact.results).score_name == "exact log p(x)"
+
+
+def test_an_exact_score_is_in_the_sweeps_measure(files, tmp_path):
+    """Densities of dequantized values beside masses on levels: brought there by the Jacobian."""
+    settings = SETTINGS.replace(data="digits(values=continuous)", model="linear_gaussian")
+    plan = plan_sweep(settings, {"likelihood": ["normal(scale=0.5)"]}, tmp_path / "s", **OPTIONS)
+    alone = run_sweep(plan)
+    plan = plan_sweep(settings, {"likelihood": ["normal(scale=0.5)"]}, tmp_path / "s", **OPTIONS)
+    mixed = run_sweep(dataclasses.replace(plan, measure="levels"))
+    for one, other in zip(alone.results, mixed.results, strict=True):
+        assert other.score.value == pytest.approx(one.score.value - 64 * math.log(17))
+
+
+def test_active_units_of_two_layers_are_those_next_to_the_data(tmp_path):
+    lists = {"latent_dim": [2, 3]}
+    settings = SETTINGS.replace(model="hierarchical", guide="hierarchical")
+    found = sweep(tmp_path / "s", lists, settings=settings, seeds=1)
+    assert [len(result.units.activity) for result in found.results] == [4, 6]
+    assert "active units: of z1, the layer next to the data" in shown(found)
+
+
+def test_runs_outside_of_the_lists_are_counted(copy):
+    found = sweep(copy, {"latent_dim": [2]}, seeds=1)
+    assert found.plan.others == 3
+    assert len(json.loads((copy / "sweep.json").read_text())["runs"]) == 1
+    assert "3 other runs in the folder are not part of these lists" in shown(found)
+    found = sweep(copy, {"latent_dim": [2, 3]})
+    assert found.plan.others == 0
+    assert "not part of these lists" not in shown(found)
 
 
 def test_a_verdict_against_a_lower_bound_says_so(files, tmp_path):
@@ -529,9 +818,23 @@ def test_tables_lose_no_digit(plan, width):
     assert len(sweep_tables(found, width)) == (1 if width == 250 else 2)
     text = shown(found, width)
     assert "…" not in text
+    assert " latent_dim " in text
     numbers = ("-1090.0500", "0.0045", "0.3000", "0.0500")
     for number in (*numbers, f"{plan.configurations[1].num_parameters:,}"):
         assert number in text, text
+
+
+def test_many_configurations_with_long_names_get_numbers(tmp_path):
+    priors = [f"mixture(components={k}, floor=0.00{k})" for k in range(2, 5)]
+    guides = [f"iaf(layers={k}, hidden=({k}, {k}, {k}, {k}))" for k in (1, 2, 3)]
+    plan = plan_sweep(SETTINGS, {"prior": priors, "guide": guides}, tmp_path / "s", **OPTIONS)
+    found = planted(plan, [[-90.0 - i, -90.1 - i] for i in range(9)])
+    lines = shown(found, 100).splitlines()
+    for i, label in enumerate(each.label for each in found.configurations):
+        assert sum(line.split()[:1] == [f"{i + 1}"] and label in line for line in lines) == 1
+        assert sum(line.split()[:1] == [f"#{i + 1}"] for line in lines) in (1, 2)
+    tables = "\n".join(lines).partition("highest mean")[0]
+    assert max(map(len, tables.splitlines())) <= 100
 
 
 def test_the_scored_data_are_those_of_the_protocol(whole):

@@ -3,6 +3,7 @@
 import io
 import re
 
+import pytest
 import torch
 from rich.console import Console
 
@@ -12,7 +13,7 @@ from pyro_vae.config import Config
 from pyro_vae.data import load_data
 from pyro_vae.evaluation import Estimate, Evaluation
 from pyro_vae.run_training import facts_of
-from pyro_vae.terminal import TrainingDisplay, evaluation_table
+from pyro_vae.terminal import TrainingDisplay, cells, digits_of, evaluation_table
 from pyro_vae.training import Trainer
 
 
@@ -66,3 +67,36 @@ def test_a_table_row_has_the_digits_of_its_error_and_marks_lower_limits():
     rows = [line.split() for line in console.file.getvalue().splitlines() if "nats" in line]
     assert rows[0] == ["ELBO", "-103.123", "0.012", "0.310", "–", "nats/datum"]
     assert rows[1][-5:] == ["-97.12", "≥0.25", "0.31", "≤-0.40", "nats/datum"]
+
+
+def test_errors_that_are_not_known_have_no_limit():
+    """One draw a datum."""
+    assert cells(Estimate(-97.1, None, 0.31, 100, understated=True)) == [
+        "-97.10", "–", "0.31", "–"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("errors", "digits"),
+    [
+        ([0.31, 0.0123], 3),
+        ([0.31, 4e-4], 5),
+        ([0.31, 3e-4], 2),  # below 1/1000 of the other: as good as none
+        ([0.31, 1e-12, None, 0.0], 2),
+        ([1e-12], 6),
+        ([None, 0.0], 4),
+        ([12.0, 3.0], 2),
+    ],
+)
+def test_digits_are_those_of_the_smallest_error_that_counts(errors, digits):
+    assert digits_of(errors) == digits
+
+
+def test_a_point_has_no_draws():
+    estimates = {"reconstruction": Estimate(-33.123456, None, 0.31, 100)}
+    console = Console(file=io.StringIO(), width=100)
+    console.print(evaluation_table(Evaluation(estimates, {"num_samples": 1})))
+    text = console.file.getvalue()
+    assert "log p(x|z(x)) -33.12 0.31 nats/datum" in " ".join(text.split())
+    for word in ("draws", "E_q", "bias"):
+        assert word not in text

@@ -95,6 +95,8 @@ def resolve_values(
         InputError: these data cannot have these values.
     """
     if num_levels is None or num_levels == 2:
+        if num_levels == 2 and values == "counts":  # of which none exceeds 1
+            return Values("counts", "none", None)
         kept = Values("continuous" if num_levels is None else "binary", "none", num_levels)
         if values in (None, kept.measure) and binarize in (None, "none"):
             return kept

@@ -25,7 +25,7 @@ class ActiveUnits:
     count: int | None
     """How many A_d exceed the threshold; None where that is not defined."""
     note: str | None = None
-    """Why it is not defined."""
+    """Of which latent it is, where there are several; or why it is not defined."""
 
 
 @torch.no_grad()
@@ -39,7 +39,10 @@ def active_units(
     By the prior's variance, so that it means the same under any prior and in any
     unit of z; under N(0, I) it is the statistic of Burda et al. Both moments are
     over 1,000 draws where they have no closed form: a dimension that ignores x
-    then shows up to 0.001.
+    then shows up to 0.001. Var_x over few data understates, by 1/B of it on average.
+
+    Of several latents it is the one that ``prior`` and ``posterior`` speak of, which
+    is decoded: the layer next to the data.
 
     References:
         Importance Weighted Autoencoders (Burda et al., 2016), section 5.2
@@ -47,13 +50,20 @@ def active_units(
 
     Arguments:
         model: has ``prior``.
-        guide: has ``posterior``, of the one latent that the prior is of.
+        guide: has ``posterior``, of the latent that the prior is of.
         x: ``[B, *event_shape]``, on the programs' device.
         threshold: on A_d.
         seed: of draws, where any are needed.
     """
-    if _num_latents(guide, x[:1]) != 1:
-        return ActiveUnits([], None, "not defined for several latents")
+    if len(x) < 2:
+        return ActiveUnits([], None, "not defined for fewer than two data")
+    latents, shape = _latents(guide, x[:1]), model.prior().event_shape
+    note = None
+    if len(latents) > 1:
+        own = [name for name, event_shape in latents.items() if event_shape == shape]
+        if not own or guide.posterior(x[:1]).event_shape != shape:
+            return ActiveUnits([], None, "not defined: no latent is that of prior and posterior")
+        note = f"of {own[0]}, the layer next to the data"
     chunks = enumerate(x.split(CHUNK))
     means = torch.cat([posterior_mean(guide, c, seed=derive_seed(seed, i)) for i, c in chunks])
     scale = moments(model.prior(), seed)[1].double()
@@ -62,11 +72,12 @@ def active_units(
     activity = means.double().var(dim=0, correction=0) / scale.square()
     if not bool(activity.isfinite().all()):
         return ActiveUnits([], None, "not defined: a posterior has no finite mean")
-    return ActiveUnits(activity.tolist(), int((activity > threshold).sum()))
+    return ActiveUnits(activity.tolist(), int((activity > threshold).sum()), note)
 
 
-def _num_latents(guide: Any, x: Tensor) -> int:
+def _latents(guide: Any, x: Tensor) -> dict[str, torch.Size]:
+    """Each latent's event shape, in the order in which the guide draws them."""
     with seeded(0, x.device):
         trace = poutine.trace(guide).get_trace(x)
-    sites = (trace.nodes[name] for name in trace.stochastic_nodes)
-    return sum(not site_is_subsample(site) for site in sites)
+    sites = {name: trace.nodes[name] for name in trace.stochastic_nodes}
+    return {n: s["fn"].event_shape for n, s in sites.items() if not site_is_subsample(s)}

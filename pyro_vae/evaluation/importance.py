@@ -73,10 +73,10 @@ class LogLikelihood:
         """Which data's ``standard_error`` and ``bias`` are lower limits, boolean ``[B]``.
 
         Their ``standard_error`` is above 1/√30 = 0.18 nats, for large K an ``ess``
-        below 30. (A smaller one is no proof: the draws that would carry more
-        weight may not have been made.)
+        below 30, or there is none, for K = 1. (A smaller one is no proof: the draws
+        that would carry more weight may not have been made.)
         """
-        return self.standard_error > LARGEST_ERROR
+        return ~(self.standard_error <= LARGEST_ERROR)
 
     @property
     def mean(self) -> float:

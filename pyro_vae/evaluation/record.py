@@ -4,34 +4,40 @@ __all__ = ["read_record", "write_record", "find_entry", "replace_entry", "weight
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from pyro_vae.checkpoint import write_atomically
 from pyro_vae.errors import InputError
+from pyro_vae.evaluation.active_units import ActiveUnits
+from pyro_vae.evaluation.scores import Estimate
 
 Entry = dict[str, Any]
 
-# What moves a number by rounding only.
+# Where it was computed: another rounding, and between a CPU and CUDA other draws, so that a number
+# moves within its error over draws.
 _PLACE = ("device", "versions")
+# What every entry has: a bound and its parts, or of a point the last alone.
+_BOUND = {"elbo", "kl", "log_likelihood", "reconstruction"}
 
 
 def read_record(path: Path) -> list[Entry]:
     """Read the entries; none where there is no file.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged, or has fields of another version.
     """
     if not path.exists():
         return []
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         entries = None
-    if not isinstance(entries, list) or not all(
-        isinstance(entry, dict) and "protocol" in entry for entry in entries
-    ):
-        raise InputError(f"'{path}' is damaged; move it away and evaluate again")
+    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+        raise InputError(
+            f"'{path}' is damaged, or of another version; move it away and evaluate again"
+        )
     return entries
 
 
@@ -73,6 +79,55 @@ def find_entry(entries: list[Entry], protocol: dict[str, Any], weights: str) -> 
 
 
 def weights_hash(run: Path, weights: str = "best") -> str:
-    """Return the SHA-256 (hex) of the file that holds a run's ``best`` or ``last`` weights."""
-    name = "best.safetensors" if weights == "best" else "last.pt"
-    return hashlib.sha256((run / name).read_bytes()).hexdigest()
+    """Return the SHA-256 (hex) of the file that holds a run's ``best`` or ``last`` weights.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+    """
+    file = run / ("best.safetensors" if weights == "best" else "last.pt")
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read '{file}': {error.strerror}") from None
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether it has a protocol, estimates and, where it has them, active units."""
+    try:
+        protocol, fields = entry["protocol"], entry["estimates"]
+        estimates = {name: Estimate(**each) for name, each in fields.items()}
+        units = ActiveUnits(**entry["active_units"]) if "active_units" in entry else None
+    except (KeyError, TypeError, AttributeError):
+        return False
+    return (
+        isinstance(protocol, dict)
+        and "reconstruction" in estimates
+        and (len(estimates) == 1 or estimates.keys() >= _BOUND)
+        and all(map(_is_estimate, estimates.values()))
+        and (units is None or _is_units(units))
+    )
+
+
+def _is_estimate(estimate: Estimate) -> bool:
+    errors = (estimate.standard_error, estimate.data_standard_error, estimate.bias)
+    return (
+        _is_number(estimate.value)
+        and all(error is None or _is_number(error) for error in errors)
+        and type(estimate.count) is int
+        and isinstance(estimate.unit, str)
+        and isinstance(estimate.note, str | None)
+        and type(estimate.understated) is bool
+    )
+
+
+def _is_units(units: ActiveUnits) -> bool:
+    return (
+        isinstance(units.activity, list)
+        and all(map(_is_number, units.activity))
+        and (units.count is None or type(units.count) is int)
+        and isinstance(units.note, str | None)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

@@ -36,7 +36,7 @@ class Estimate:
     unit: str = "nats/datum"
     note: str | None = None
     understated: bool = False
-    """Whether standard_error and bias are lower limits, for want of effective samples."""
+    """Whether standard_error and bias are lower limits, or None, for want of effective samples."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,9 @@ def evaluate(
     All from the same K draws a datum; ELBO = reconstruction − KL. Where the model
     has ``log_evidence``, log p(x) stands beside them exactly. A guide without a
     bound is scored by its reconstruction log p(x|z(x)) alone. Bits/dim are
-    −log₂ p(x)/D of the mass on levels; for dequantized values y = (level + u)/n
-    log P(level) ≥ E_u log p(y) − D log n, so they are an upper bound there.
+    −log₂ p(x)/D of the mass on levels, of the exact log p(x) where there is one; for
+    dequantized values y = (level + u)/n, log P(level) ≥ E_u log p(y) − D log n, so
+    they are an upper bound there.
 
     Arguments:
         model, guide: the pair, on ``device``, in evaluation mode.
@@ -92,6 +93,9 @@ def evaluate(
         if hasattr(model, "log_evidence"):
             with torch.no_grad():
                 estimates["log_evidence"] = _exact(model.log_evidence(x).double(), facts)
+        if facts.measure in ("binary", "levels") or facts.dequantized:
+            log_px = estimates.get("log_evidence", estimates["log_likelihood"])
+            estimates["bits_per_dim"] = _bits_per_dim(log_px, facts)
     else:
         num_samples = 1
         estimates = {"reconstruction": _exact(_reconstruction(model, guide, x, chunk_size), facts)}
@@ -118,7 +122,7 @@ def _estimates(result: LogLikelihood, facts: Facts) -> dict[str, Estimate]:
             **extra,
         )
 
-    estimates = {
+    return {
         "elbo": estimate(result.elbo, result.elbo_standard_error),
         "reconstruction": estimate(result.reconstruction, result.reconstruction_standard_error),
         "kl": estimate(result.kl, result.kl_standard_error),
@@ -130,9 +134,6 @@ def _estimates(result: LogLikelihood, facts: Facts) -> dict[str, Estimate]:
             understated=bool(result.understated.any()),
         ),
     }
-    if facts.measure in ("binary", "levels") or facts.dequantized:
-        estimates["bits_per_dim"] = _bits_per_dim(estimates["log_likelihood"], facts)
-    return estimates
 
 
 def _exact(values: Tensor, facts: Facts) -> Estimate:
@@ -171,12 +172,21 @@ def _bits_per_dim(log_px: Estimate, facts: Facts) -> Estimate:
         count=log_px.count,
         bias=scaled(log_px.bias, -1),
         unit="bits/dim",
-        note="of dequantized values, an upper bound" if facts.dequantized else "an upper bound",
+        note=_bits_note(log_px, facts),
         understated=log_px.understated,
     )
 
 
+def _bits_note(log_px: Estimate, facts: Facts) -> str | None:
+    """Of a bound on log p(x), or of a density in place of a mass, bits are an upper bound."""
+    if facts.dequantized:
+        return "of dequantized values, an upper bound"
+    return "an upper bound" if log_px.note else None
+
+
 def _ess_note(result: LogLikelihood) -> str:
+    if result.num_samples == 1:
+        return ", the ELBO: one draw a datum tells neither its error over draws nor its bias"
     share = float(result.understated.double().mean())
     if share == 0:
         return ""

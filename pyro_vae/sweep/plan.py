@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,8 @@ class Plan:
     num_samples: int
     """K of IWAE-K."""
     chunk_size: int | None = None
+    others: int = 0
+    """How many runs the folder holds that are none of these."""
 
 
 def plan_sweep(
@@ -98,6 +100,7 @@ def plan_sweep(
     count: int | None = None,
     num_samples: int = 5000,
     chunk_size: int | None = None,
+    on_check: Callable[[int, int], None] = lambda done, total: None,
 ) -> Plan:
     """Plan a sweep, and refuse what cannot work before anything is trained.
 
@@ -112,35 +115,48 @@ def plan_sweep(
         seeds: seeds 0 … seeds − 1 of each combination.
         split, count: what is scored: a split, or so many random data of it.
         num_samples, chunk_size: K of IWAE-K and how it is sliced.
+        on_check: told (combinations checked, combinations in all), at 0 too.
 
     Raises:
         InputError: in one line, what does not fit.
     """
-    for name, value in {"--seeds": seeds, "--num-samples": num_samples}.items():
-        if value < 1:
+    least_one = {"--seeds": seeds, "--num-samples": num_samples, "--chunk-size": chunk_size}
+    for name, value in least_one.items():
+        if value is not None and value < 1:
             raise InputError(f"{name} must be 1 or more, got {value}")
-    if (out / "config.yaml").exists():
-        raise InputError(f"'{out}' is a run, and a sweep's folder holds runs; give another --out")
+    existing = _existing_runs(out)
     lists = {name: list(dict.fromkeys(factors[name])) for name in FACTORS if factors.get(name)}
     configs = _combinations(settings, lists)
     shared: dict[str, tuple[DataSplits, Facts, Split]] = {}
     configurations: list[Configuration] = []
-    for config in configs:
-        resolved, data, num_parameters, has_bound = _dry_run(config)
+    labels: dict[str, str] = {}
+    on_check(0, len(configs))
+    for i, config in enumerate(configs):
+        label = _label(config, configs)
+        try:
+            resolved, data, num_parameters, has_bound = _dry_run(config)
+        except InputError as error:
+            raise InputError(f"{label}: {error}" if len(configs) > 1 else str(error)) from None
+        same = labels.setdefault(_meaning(resolved), label)
+        if same != label:
+            raise InputError(f"{same} and {label} are one configuration; leave one out")
         if resolved.data not in shared:
             whole = data.split(split)
             scored = whole if count is None else whole.subset(count)
             shared[resolved.data] = (data, facts_of(data), scored)
         data, facts, scored = shared[resolved.data]
-        label = _label(config, configs)
         configurations.append(
             Configuration(label, resolved, facts, num_parameters, has_bound, data, scored)
         )
+        on_check(i + 1, len(configs))
     measure = common_measure(
         [Scored(c.config.likelihood, c.facts, c.split) for c in configurations]
     )
-    runs = _place(configurations, lists, seeds, out)
-    return Plan(out, lists, configurations, seeds, runs, measure, split, num_samples, chunk_size)
+    runs = _place(configurations, existing, lists, seeds, out)
+    others = len(existing.keys() - {run.path for run in runs})
+    return Plan(
+        out, lists, configurations, seeds, runs, measure, split, num_samples, chunk_size, others
+    )
 
 
 def _combinations(settings: Config, lists: dict[str, list[Any]]) -> list[Config]:
@@ -181,10 +197,13 @@ def _label(config: Config, configs: list[Config]) -> str:
 
 
 def _place(
-    configurations: list[Configuration], lists: dict[str, list[Any]], seeds: int, out: Path
+    configurations: list[Configuration],
+    existing: dict[Path, Config],
+    lists: dict[str, list[Any]],
+    seeds: int,
+    out: Path,
 ) -> list[PlannedRun]:
     """Give each run its folder: the one that has its configuration, or a new one."""
-    existing = _existing_runs(out)
     keys = {_key(config): path for path, config in reversed(existing.items())}
     _check_settings(existing, configurations)
     runs, taken = [], {path.name.casefold() for path in out.glob("*")}
@@ -203,12 +222,26 @@ def _place(
 
 
 def _existing_runs(out: Path) -> dict[Path, Config]:
-    if not out.exists():
-        return {}
-    if not out.is_dir():
-        raise InputError(f"'{out}' is no folder; give another --out")
-    folders = sorted(path for path in out.iterdir() if (path / "config.yaml").is_file())
-    return {path: read_config(path)[0] for path in folders}
+    try:
+        if (out / "config.yaml").exists():
+            raise InputError(
+                f"'{out}' is a run, and a sweep's folder holds runs; give another --out"
+            )
+        if not out.exists():
+            return {}
+        if not out.is_dir():
+            raise InputError(f"'{out}' is no folder; give another --out")
+        folders = sorted(path for path in out.iterdir() if (path / "config.yaml").is_file())
+    except OSError as error:
+        raise InputError(f"cannot use '{out}': {error.strerror}; give another --out") from None
+    return {path: _read(path) for path in folders}
+
+
+def _read(path: Path) -> Config:
+    try:
+        return read_config(path)[0]
+    except InputError as error:
+        raise InputError(f"{error}; move the folder away, or give another --out") from None
 
 
 def _check_settings(existing: dict[Path, Config], configurations: list[Configuration]) -> None:
@@ -238,6 +271,28 @@ def _without_values(data: str) -> str:
     spec = parse_spec(data)
     kept = {k: v for k, v in spec.arguments.items() if k not in ("values", "binarize")}
     return str(Spec(spec.name, kept))
+
+
+def _meaning(config: Config) -> str:
+    """The same for settings that say the same, defaults spelled out or not."""
+    settings = json.loads(_key(config.replace(decoder=config.decoder or config.encoder)))
+    for name in FACTORS:
+        if name in SPECS:
+            kind = "network" if name in ("encoder", "decoder") else name
+            settings[name] = _spelled_out(kind, settings[name])
+    return json.dumps(settings)
+
+
+def _spelled_out(kind: str, text: str) -> list[str]:
+    """A spec's name and all its arguments, the defaults among them."""
+    spec = parse_spec(text)
+    arguments = {**find(kind, spec).options, **spec.arguments}
+    return [spec.name, *(f"{key}={_shown(arguments[key])}" for key in sorted(arguments))]
+
+
+def _shown(value: Any) -> str:
+    """1 is 1.0, and not True."""
+    return repr(float(value)) if type(value) in (int, float) else repr(value)
 
 
 def _key(config: Config) -> str:

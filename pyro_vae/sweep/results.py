@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
@@ -17,11 +18,11 @@ from pyro_vae.checkpoint import write_atomically
 from pyro_vae.comparability import describe
 from pyro_vae.evaluation import Estimate
 from pyro_vae.evaluation.active_units import ActiveUnits
-from pyro_vae.significance import Verdict, judge
+from pyro_vae.significance import FEWEST_SEEDS, Verdict, judge
 from pyro_vae.sweep.plan import FACTORS, Configuration, Plan, PlannedRun
 
 LEVEL = 0.95
-SCORES = ("elbo", "reconstruction", "kl", "log_likelihood", "bits_per_dim")
+SCORES = ("elbo", "reconstruction", "kl", "log_likelihood", "log_evidence", "bits_per_dim")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Result:
     """Under the sweep's measure; a guide without a bound has a reconstruction alone."""
     units: ActiveUnits | None = None
     failure: str | None = None
+
+    @property
+    def score(self) -> Estimate | None:
+        """What it is judged by: log p(x) where the model has it exactly, else IWAE-K."""
+        return self.estimates.get("log_evidence", self.estimates.get("log_likelihood"))
 
     @property
     def is_new(self) -> bool:
@@ -119,18 +125,42 @@ class ConfigurationResult:
         """What tells it from the others."""
         return self.configuration.label
 
-    @property
+    @cached_property
     def finished(self) -> list[Result]:
         """The runs that have scores."""
         return [result for result in self.results if result.failure is None]
 
     @property
+    def num_failed(self) -> int:
+        """How many runs have none: diverged, or not scored."""
+        return len(self.results) - len(self.finished)
+
+    @cached_property
     def scores(self) -> list[float]:
-        """IWAE log p(x), one a finished seed that has it."""
-        found = (result.estimates.get("log_likelihood") for result in self.finished)
-        return [estimate.value for estimate in found if estimate]
+        """What it is judged by, one a finished seed that has it; see ``Result.score``."""
+        return [result.score.value for result in self.finished if result.score]
 
     @property
+    def has_enough(self) -> bool:
+        """Whether an interval over its seeds means something: five, and none failed."""
+        return len(self.scores) >= FEWEST_SEEDS and not self.num_failed
+
+    @property
+    def selection(self) -> str:
+        """How many seeds a mean is of, where some have failed."""
+        return f" ({len(self.finished)} of {len(self.results)} seeds)" if self.num_failed else ""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the scores are log p(x) itself, and not IWAE-K."""
+        return "log_evidence" in self.summaries
+
+    @property
+    def summary(self) -> Summary | None:
+        """The mean of the scores, where there are any."""
+        return self.summaries.get("log_evidence", self.summaries.get("log_likelihood"))
+
+    @cached_property
     def summaries(self) -> dict[str, Summary]:
         """Score → mean over the finished seeds."""
         found = {}
@@ -148,6 +178,11 @@ class ConfigurationResult:
         return fmean(known) if known and len(known) == len(counts) else None
 
     @property
+    def unit_notes(self) -> set[str]:
+        """What is to be known of the active units."""
+        return {r.units.note for r in self.finished if r.units and r.units.note}
+
+    @property
     def seconds(self) -> float | None:
         """The mean training time of the finished seeds."""
         return fmean(r.seconds for r in self.finished) if self.finished else None
@@ -157,7 +192,8 @@ class ConfigurationResult:
         return {
             "label": self.label,
             "seeds": [result.run.seed for result in self.finished],
-            "failures": sum(result.failure is not None for result in self.results),
+            "failures": self.num_failed,
+            "exact": self.is_exact,
             "lower_bound": self.configuration.facts.dequantized,
             "scores": {name: summary._asdict() for name, summary in self.summaries.items()},
             "active_units": self.active_units,
@@ -173,6 +209,16 @@ class Pair(NamedTuple):
     second: ConfigurationResult
     verdict: Verdict
 
+    @property
+    def difference(self) -> float:
+        """Of the means, first − second."""
+        return fmean(self.first.scores) - fmean(self.second.scores)
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether an interval means something: five seeds a side, none of them failed."""
+        return all(each.has_enough for each in (self.first, self.second))
+
     def to_json(self) -> dict[str, Any]:
         """Return plain dictionaries, numbers and strings."""
         winner = {"first": self.first.label, "second": self.second.label}.get(self.verdict.winner)
@@ -186,16 +232,16 @@ class Pair(NamedTuple):
         }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Results:
-    """All that a sweep has found so far."""
+    """All that a sweep has found so far; a longer list makes another one."""
 
     plan: Plan
     results: list[Result]
 
-    @property
+    @cached_property
     def configurations(self) -> list[ConfigurationResult]:
-        """The configurations that have runs, the highest mean log p(x) first, unscored last."""
+        """The configurations that have runs, the highest mean score first, unscored last."""
         found = [
             ConfigurationResult(c, [r for r in self.results if r.run.configuration is c])
             for c in self.plan.configurations
@@ -214,14 +260,24 @@ class Results:
         """
         return max(1, math.comb(sum(len(each.scores) > 1 for each in self.configurations), 2))
 
-    @property
+    @cached_property
     def pairs(self) -> list[Pair]:
         """A verdict on every two configurations that have scores, the better mean first."""
         scored = [each for each in self.configurations if each.scores]
+        count = self.comparisons
         return [
-            Pair(one, other, judge(one.scores, other.scores, LEVEL, self.comparisons))
+            Pair(one, other, _judge(one, other, count))
             for one, other in itertools.combinations(scored, 2)
         ]
+
+    @property
+    def score_name(self) -> str:
+        """What the configurations are judged by, in words."""
+        bound = f"IWAE-{self.plan.num_samples}"
+        exact = [each.is_exact for each in self.configurations if each.scores]
+        if not any(exact):
+            return bound
+        return "exact log p(x)" if all(exact) else f"{bound} or exact log p(x)"
 
     @property
     def failures(self) -> list[Result]:
@@ -259,7 +315,10 @@ class Results:
         }
 
     def write(self) -> None:
-        """Write ``sweep.json`` and ``sweep.csv`` into the sweep's folder, whole or not at all."""
+        """Write ``sweep.json`` and ``sweep.csv`` into the sweep's folder, whole or not at all.
+
+        They describe the runs of the plan; others that the folder may hold have no place in them.
+        """
         text = json.dumps(self.to_json(), indent=1, allow_nan=False)
         write_atomically(self.plan.out / "sweep.json", lambda file: file.write(text.encode()))
         table = io.StringIO(newline="")
@@ -269,3 +328,17 @@ class Results:
         writer.writerows(rows)
         content = table.getvalue().encode()
         write_atomically(self.plan.out / "sweep.csv", lambda file: file.write(content))
+
+
+def _judge(one: ConfigurationResult, other: ConfigurationResult, comparisons: int) -> Verdict:
+    """Judge by the scores, unless some seeds have none: which ones fail is no accident."""
+    verdict = judge(one.scores, other.scores, LEVEL, comparisons)
+    failed = [
+        f"{each.num_failed} of {len(each.results)} seeds of {each.label} failed"
+        for each in (one, other)
+        if each.num_failed
+    ]
+    if not failed:
+        return verdict
+    reason = f"{' and '.join(failed)}: the rest are a selection"
+    return verdict._replace(winner="unresolved", reason=reason)

@@ -4,7 +4,7 @@ __all__ = ["run_sweep", "Observer", "Watch", "Stopped"]
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -90,7 +90,7 @@ def run_sweep(plan: Plan, observer: Observer = _NOBODY) -> Results:
     results = Results(plan, [])
     for run in plan.runs:
         result = _run(plan, run, observer)
-        results.results.append(result)
+        results = Results(plan, [*results.results, result])
         # While what is there is only read again, the files keep what they hold.
         if result.is_new or len(results.results) == len(plan.runs):
             results.write()
@@ -104,7 +104,8 @@ def _run(plan: Plan, run: PlannedRun, observer: Observer) -> Result:
     if run.exists:
         # Planning has executed these very component files: the settings name them.
         place = {"device": config.device, "data_root": config.data_root}
-        config, _, trainer = resume_run(run.path, place, allow_code=True)
+        with _intact(run):
+            config, _, trainer = resume_run(run.path, place, allow_code=True)
     else:
         config, _, trainer = start_run(config, run.path)
     unfinished = not trainer.finished
@@ -126,53 +127,65 @@ def _run(plan: Plan, run: PlannedRun, observer: Observer) -> Result:
             raise Stopped
     seconds = trainer.progress.seconds
     del trainer  # and its memory, before z are drawn by the thousand
+    file = run.path / "evaluation" / f"{plan.split}.json"
+    entries = read_record(file)
+    with _intact(run):
+        weights = weights_hash(run.path)
+    entry = find_entry(entries, _protocol(plan, run), weights)
+    known = entry is not None and "active_units" in entry
+    if entry is None or not known:
+        if observer.stop():
+            raise Stopped
+        with _intact(run):
+            loaded = load_run(run.path, allow_code=True, device=config.device)
+        try:
+            entry = entry or {**_evaluate(plan, run, loaded, observer), "weights_hash": weights}
+            x = loaded.to_device(run.configuration.split.scored())
+            units = active_units(loaded.model, loaded.guide, x, seed=run.seed)
+            entry["active_units"] = dataclasses.asdict(units)
+            write_record(file, replace_entry(entries, entry))
+        except InputError as error:
+            return Result(run, unfinished, True, seconds, failure=f"not scored: {error}")
+    estimates = {name: Estimate(**fields) for name, fields in entry["estimates"].items()}
+    estimates = to_measure(estimates, run.configuration.facts, plan.measure)
+    units = ActiveUnits(**entry["active_units"])
+    return Result(run, unfinished, not known, seconds, estimates, units)
+
+
+@contextlib.contextmanager
+def _intact(run: PlannedRun) -> Iterator[None]:
+    """Say what to do with a folder that cannot be read."""
     try:
-        estimates, units, scored = _score(plan, run, observer)
+        yield
     except InputError as error:
-        return Result(run, unfinished, True, seconds, failure=f"not scored: {error}")
-    return Result(run, unfinished, scored, seconds, estimates, units)
+        raise InputError(
+            f"{error}; move the folder '{run.path}' away, and the sweep trains it anew"
+        ) from None
 
 
-def _score(
-    plan: Plan, run: PlannedRun, observer: Observer
-) -> tuple[dict[str, Estimate], ActiveUnits, bool]:
-    """Read or make a run's estimates, under the sweep's measure, and its active units.
+def _protocol(plan: Plan, run: PlannedRun) -> dict[str, Any]:
+    """What determines a run's scores.
 
     The draws of z are seeded by the run's seed: they are independent between the
     seeds of a configuration, and so are the errors of the mean over seeds.
     """
     configuration = run.configuration
-    file = run.path / "evaluation" / f"{plan.split}.json"
-    entries = read_record(file)
-    protocol = {
+    return {
         "weights": "best",
         **configuration.data.protocol(plan.split, configuration.split),
         "num_samples": plan.num_samples if configuration.has_bound else 1,
         "seed": run.seed,
         "dtype": configuration.config.dtype,
     }
-    weights = weights_hash(run.path)
-    entry = find_entry(entries, protocol, weights)
-    known = entry is not None and "active_units" in entry
-    if entry is None or not known:
-        loaded = load_run(run.path, allow_code=True, device=configuration.config.device)
-        entry = entry or {**_evaluate(plan, run, loaded, observer), "weights_hash": weights}
-        x = loaded.to_device(configuration.split.scored())
-        units = active_units(loaded.model, loaded.guide, x, seed=run.seed)
-        entry["active_units"] = dataclasses.asdict(units)
-        write_record(file, replace_entry(entries, entry))
-    estimates = {name: Estimate(**fields) for name, fields in entry["estimates"].items()}
-    estimates = to_measure(estimates, configuration.facts, plan.measure)
-    return estimates, ActiveUnits(**entry["active_units"]), not known
 
 
 def _evaluate(plan: Plan, run: PlannedRun, loaded: Run, observer: Observer) -> Entry:
     configuration = run.configuration
 
     def on_block(done: int, total: int) -> None:
-        if observer.stop():
-            raise Stopped
         show(done, total)
+        if done < total and observer.stop():  # what is done is kept
+            raise Stopped
 
     protocol = configuration.data.protocol(plan.split, configuration.split)
     with observer.count(run) as show:

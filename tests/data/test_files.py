@@ -98,6 +98,8 @@ def test_three_data_are_enough(tmp_path, grey):
         (np.array([[0, 2**24], [1, 0], [1, 2]], np.uint64), "(values=counts)",
          ("counts", None, False)),
         (np.array([[0, 2.0**24], [1, 0], [1, 2]]), "(values=counts)", ("counts", None, False)),
+        (np.array([[0, 1], [1, 0], [1, 1]]), "(values=counts)", ("counts", None, False)),
+        (np.array([[0, 0], [0, 0], [0, 0.0]]), "(values=counts)", ("counts", None, False)),
         (np.array([[0, 1], [1, 0], [1, 1]]), "(values=counts, num_levels=3)",
          ("counts", None, False)),
         (np.array([[0, 999.0], [1, 0], [1, 2]]), "", ("continuous", None, False)),

@@ -122,6 +122,8 @@ def test_expectation_is_the_mean_of_draws(values):
         (("continuous", "none", 17, False), ("continuous", "none")),
         (("counts", None, 17, False), ("counts", "none")),
         (("counts", "none", 256, True), ("counts", "none")),
+        (("counts", None, 2, False), ("counts", "none")),
+        (("counts", "none", 2, False), ("counts", "none")),
         ((None, None, 256, True), ("levels", "none")),
         ((None, "dynamic", 256, True), ("binary", "dynamic")),
         ((None, None, 2, False), ("binary", "none")),

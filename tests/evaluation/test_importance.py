@@ -339,6 +339,13 @@ def test_errors_of_a_good_guide_are_not(linear_gaussian):
     assert not log_likelihood(linear_gaussian.model, guide, x, 1000).understated.any()
 
 
+def test_one_draw_has_no_error_to_trust(linear_gaussian):
+    guide = linear_gaussian.guide_of(linear_gaussian.diagonal_guide(variance=1.3))
+    result = log_likelihood(linear_gaussian.model, guide, linear_gaussian.simulate(5, seed=0), 1)
+    assert result.standard_error.isnan().all()
+    assert result.understated.all()
+
+
 def _nan_model(x: Tensor) -> None:
     with pyro.plate("data", len(x), dim=-1):
         z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))

@@ -113,7 +113,12 @@ def test_one_sample_has_no_error_over_draws(linear_gaussian, digits):
     for estimate in estimates.values():
         assert estimate.standard_error is None
         assert estimate.data_standard_error is not None
-    assert estimates["log_likelihood"].bias is None
+    estimate = estimates["log_likelihood"]
+    assert (estimate.bias, estimate.understated) == (None, True)
+    assert estimate.note == (
+        "IWAE-1, a lower bound in expectation, the ELBO: one draw a datum tells neither its error "
+        "over draws nor its bias"
+    )
 
 
 @pytest.mark.parametrize(("shift", "understated"), [(0.0, False), (5.0, True)])
@@ -190,6 +195,9 @@ def test_exact_evidence_stands_beside_the_estimate(digits):
     assert exact.standard_error is None
     assert exact.data_standard_error == pytest.approx(float(log_px.std()) / math.sqrt(40))
     assert abs(estimate.value - exact.value) < 4 * estimate.standard_error - estimate.bias
+    bits = estimates["bits_per_dim"]  # log P(level) ≥ E log p(y) − 64 log 17
+    assert bits.value == pytest.approx(-(exact.value - 64 * math.log(17)) / (64 * math.log(2)))
+    assert (bits.standard_error, bits.understated) == (None, False)
 
 
 def test_a_point_is_scored_by_its_reconstruction_alone(digits):
