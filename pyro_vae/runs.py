@@ -132,7 +132,9 @@ def read_config(path: Path) -> tuple[Config, Facts]:
     except InputError as error:
         raise InputError(f"'{file}': {error}") from None
     try:
-        floats = {k: float(facts[k]) for k in ("data_loc", "data_scale")}  # YAML reads 1e-3 as text
+        floats = {
+            k: float(facts[k]) for k in ("data_loc", "data_scale") if k in facts
+        }  # 1e-3 is text
         facts = Facts(**{**facts, **floats, "event_shape": tuple(facts["event_shape"])})
     except (KeyError, TypeError, ValueError):
         facts = None

@@ -100,5 +100,5 @@ def test_float32_stays_finite_at_large_outputs(survives_extremes, latent_dim):
 
 @pytest.mark.parametrize("df", [2, 1.0, 0, -3.0, math.inf, math.nan, "5", True, None])
 def test_bad_arguments(make, df):
-    with pytest.raises(InputError, match="student_t: df must be (a )?positive.*, got"):
+    with pytest.raises(InputError, match=r"student_t: df must be (a )?positive.*, got"):
         make(StudentT, df=df)
