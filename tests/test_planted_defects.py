@@ -301,6 +301,41 @@ DEFECTS = [
         "/ scale",
         "tests/evaluation/test_active_units.py::test_activity_is_the_variance_of_the_mean_over_the_priors",
     ),
+    Defect(
+        "each pair judged as if it were the only one",
+        "pyro_vae/sweep/results.py",
+        "count = self.comparisons",
+        "count = 1",
+        "tests/test_sweep.py::test_all_pairs_share_the_error_in_the_sweep_itself",
+    ),
+    Defect(
+        "a verdict on the seeds that did not fail",
+        "pyro_vae/sweep/results.py",
+        "if not failed:",
+        "if True:",
+        "tests/test_sweep.py::test_the_seeds_that_did_not_fail_decide_nothing",
+    ),
+    Defect(
+        "one draw taken as without error",
+        "pyro_vae/evaluation/importance.py",
+        "~(self.standard_error <= LARGEST_ERROR)",
+        "self.standard_error > LARGEST_ERROR",
+        "tests/evaluation/test_importance.py::test_one_draw_has_no_error_to_trust",
+    ),
+    Defect(
+        "a density remembered for a draw that was changed",
+        "pyro_vae/flows/step.py",
+        "return pair if state_of(pair.x, pair.y) == pair.state else None",
+        "return pair",
+        "tests/test_densities.py::test_a_draw_that_was_changed_has_the_density_of_what_it_became",
+    ),
+    Defect(
+        "the exact evidence in the data's precision",
+        "models/linear_gaussian.py",
+        "parameter.double() for parameter in self._parameters_of_p()",
+        "parameter for parameter in self._parameters_of_p()",
+        "tests/models/test_linear_gaussian.py::test_evidence_is_exact_in_float32_too",
+    ),
 ]
 
 
