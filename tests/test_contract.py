@@ -277,12 +277,20 @@ def test_every_likelihood_works_with_every_network(likelihood):
         assert_trains(Case(likelihood=likelihood, encoder=encoder))
 
 
-def assert_trains(case: Case) -> None:
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@every_case
+def test_every_component_trains_on_a_gpu(case):
+    assert_trains(case, "cuda")
+
+
+def assert_trains(case: Case, device: str = "cpu") -> None:
     model, guide = case.pair("float32")
+    model.to(device), guide.to(device)
     objective = build("objective", "trace(num_particles=3)")
     svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.001}), objective)
     with pyro.get_param_store().scope():
-        losses = [svi.step(case.data("float32")) for _ in range(2)]
+        losses = [svi.step(case.data("float32").to(device)) for _ in range(2)]
     assert all(map(math.isfinite, losses)), case
     for program in (model, guide):
         assert all(bool(torch.isfinite(p).all()) for p in program.parameters()), case

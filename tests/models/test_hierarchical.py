@@ -88,6 +88,29 @@ def test_prior_is_the_marginal_of_z1():
     assert abs(square.mean() - second) < 4 * square.std() / math.sqrt(len(z1))
 
 
+def test_gradients_match_finite_differences():
+    """Of Σ log p(x, z) − log q(z|x) under fixed noise, along a random direction of each tensor."""
+    model, guide = make((3, 2))
+    named = [*model.named_parameters(), *guide.named_parameters()]
+
+    def total():
+        torch.manual_seed(2)
+        return log_weight_terms(model, guide, X, 4).log_weight.sum()
+
+    gradients = torch.autograd.grad(total(), [p for _, p in named])
+    generator = torch.Generator().manual_seed(3)
+    for (name, parameter), gradient in zip(named, gradients, strict=True):
+        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter += sign * 1e-5 * direction
+                values.append(float(total()))
+                parameter -= sign * 1e-5 * direction
+        slope = (values[0] - values[1]) / 2e-5
+        assert slope == pytest.approx(float((gradient * direction).sum()), rel=1e-5, abs=1e-6), name
+
+
 def test_sites_and_shapes():
     model, guide = make((3, 2))
     trace = poutine.trace(guide).get_trace(X)
