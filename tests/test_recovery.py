@@ -34,7 +34,7 @@ def settings(prior: str, likelihood: str, data: str) -> Config:
         data=data, prior=prior, likelihood=likelihood, latent_dim=1,
         encoder="mlp(hidden=(64,), activation=tanh)", decoder="linear",
         optimizer="adam(lr=0.02)", schedule="cosine_annealing_lr(T_max=200)",
-        objective="trace(num_particles=2)", batch_size=500, epochs=200, dtype="float64",
+        objective="trace(num_particles=2)", batch_size=500, epochs=200, warm_up=20, dtype="float64",
         device="cpu",
     )  # fmt: skip
 
