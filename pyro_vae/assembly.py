@@ -126,14 +126,19 @@ def _build_pair(
         "data_sample": data_sample,
         "encoder": encoder,
     }
-    guide = None
-    if not find("guide", config.guide).asks_for("model"):
+    guide, declared = None, find("guide", config.guide)
+    if len(dims) > 1 and declared.asks_for("latent_dim") and not declared.asks_for("latent_dims"):
+        raise InputError(
+            f"model {config.model} has {len(dims)} latents and guide {config.guide} one; use a "
+            "guide of as many, such as --guide hierarchical"
+        )
+    if not declared.asks_for("model"):
         guide = build("guide", config.guide, **offered)
         check_guide(guide, config.guide)
         offered["has_density"] = guide.has_density
         if len(dims) == 1:
             offered["posterior"] = guide.posterior
-    elif find("guide", config.guide).asks_for("encoder"):
+    elif declared.asks_for("encoder"):
         raise InputError(f"guide {config.guide} asks for model and encoder; take one of them")
     model = _build_model(config, facts, offered)
     if guide is None:

@@ -54,7 +54,7 @@ def has_pseudo_inputs(run: Run) -> bool:
 def draw_samples(run: Run, num_samples: int, seed: int, out: Path | None = None) -> Path:
     """Draw ``num_samples`` z of the prior: the decoder's means beside draws of data."""
     pictures = generation.sample_prior(run.model, num_samples, seed=seed)
-    low, high = _display_range(run, pictures.means)
+    low, high = _display_range(run, torch.cat(list(pictures)))
     figure = figures.prior_samples(*_on_cpu(*pictures), vmin=low, vmax=high)
     return figures.save(figure, out or run.path / "figures" / "samples.png")
 

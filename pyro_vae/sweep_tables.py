@@ -9,7 +9,7 @@ from rich.text import Text
 from pyro_vae.comparability import describe
 from pyro_vae.sweep.plan import FACTORS
 from pyro_vae.sweep.results import LEVEL, ConfigurationResult, Pair, Result, Results, Summary
-from pyro_vae.terminal import POINT, at_least, cells, digits_of
+from pyro_vae.terminal import POINT, at_least, cells, digits_of, error_text
 
 _LABEL_WIDTH = 20  # of a configuration in a table, at least
 _SCORE_COLUMNS = 7  # up to bits/dim
@@ -126,7 +126,7 @@ def _row(results: Results, each: ConfigurationResult) -> dict[str, str]:
 def _summary_cells(summary: Summary) -> list[str]:
     """Value, ± draws, ± data, ± seeds, to the digits of the smallest."""
     digits = digits_of(summary[1:4])
-    texts = ["–" if v is None else f"{v:.{digits}f}" for v in summary[:4]]
+    texts = [f"{summary.value:.{digits}f}", *(error_text(error, digits) for error in summary[1:4])]
     if summary.understated:
         texts[1] = at_least(texts[1])
     return texts

@@ -166,16 +166,26 @@ def cells(estimate: Estimate) -> list[str]:
     """Value, ± draws, ± data, bias; ≥ and ≤ mark lower limits of errors."""
     errors = [estimate.standard_error, estimate.data_standard_error, estimate.bias]
     digits = digits_of(errors[:2])
-    texts = ["–" if v is None else f"{v:.{digits}f}" for v in (estimate.value, *errors)]
+    texts = [f"{estimate.value:.{digits}f}", *(error_text(error, digits) for error in errors)]
     if estimate.understated:
         texts[1] = at_least(texts[1])
         texts[3] = at_least(texts[3], "≤" if (estimate.bias or 0) < 0 else "≥")
     return texts
 
 
+def error_text(error: float | None, digits: int) -> str:
+    """An error to so many digits; one that is not 0 is never shown as 0."""
+    if error is None:
+        return "–"
+    text, least = f"{error:.{digits}f}", f"{10.0**-digits:.{digits}f}"
+    if error != 0 and float(text) == 0:
+        return f"<{least}" if error > 0 else f">-{least}"
+    return text
+
+
 def at_least(text: str, mark: str = "≥") -> str:
     """Mark an error as a limit of what it is, where there is one."""
-    return text if text == "–" else mark + text
+    return text if text[0] in "–<>" else mark + text
 
 
 def digits_of(errors: Sequence[float | None]) -> int:

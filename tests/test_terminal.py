@@ -100,3 +100,10 @@ def test_a_point_has_no_draws():
     assert "log p(x|z(x)) -33.12 0.31 nats/datum" in " ".join(text.split())
     for word in ("draws", "E_q", "bias"):
         assert word not in text
+
+
+def test_an_error_that_is_not_zero_is_never_shown_as_zero():
+    estimate = Estimate(-81.6, 5.4e-5, 1.51, 300, bias=-1e-9)
+    assert cells(estimate) == ["-81.60", "<0.01", "1.51", ">-0.01"]
+    exact = Estimate(-81.6, 0.0, 1.51, 300, bias=0.0)
+    assert cells(exact)[1] == "0.00"

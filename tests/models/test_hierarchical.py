@@ -137,8 +137,9 @@ def test_sizes_come_from_the_models_spec():
     [
         ({"model": "hierarchical(latent_dims=3)"}, "latent_dims must be positive whole numbers"),
         ({"model": "hierarchical(latent_dims=(3, 0))"}, "latent_dims must be positive"),
-        ({"model": "hierarchical(latent_dims=(3, 2, 1))", "guide": "diagonal_normal"},
-         "must be two sizes"),
+        ({"model": "hierarchical(latent_dims=(3, 2, 1))"}, "must be two sizes|two latents"),
+        ({"model": "hierarchical", "guide": "diagonal_normal"},
+         "has 2 latents and guide diagonal_normal one; .* --guide hierarchical"),
         ({"model": "vae"}, "guide hierarchical has two latents and the model one"),
         ({"model": "hierarchical", "prior": "vamp"}, "model hierarchical has several"),
         ({"model": "hierarchical(output_bias=mean)"}, "output_bias must be zero or data_mean"),
