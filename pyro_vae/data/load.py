@@ -62,6 +62,12 @@ def load_data(spec: str, root: str | Path | None = None) -> DataSplits:
     counts = {"counts": True} if loader is load_file and choices[0] == "counts" else {}
     source = loader(where, **own, **counts)
     event_shape = source.images["train"].event_shape
+    told = choices != (None, None) or "num_levels" in asked.arguments
+    if not told and len(event_shape) == 1 and (source.num_levels or 0) > 2:
+        raise InputError(
+            f"{name} holds vectors of whole numbers: write values=counts for counts, or "
+            "values=levels, binary or continuous for the pixels of grey images"
+        )
     values = resolve_values(name, *choices, source.num_levels, colour=len(event_shape) == 3)
     splits = {
         split: Split(source.images[split], source.labels[split], values, seed)

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from pyro_vae.data import load_data
+from pyro_vae.errors import InputError
 from pyro_vae.specs import parse_spec
 
 
@@ -142,7 +143,6 @@ def test_counts_have_one_hash_whatever_holds_them(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "event_shape"),
     [
-        ((6, 7), (7,)),
         ((6, 8, 9), (8, 9)),
         ((6, 1, 8, 9), (8, 9)),
         ((6, 3, 8, 9), (3, 8, 9)),
@@ -152,6 +152,17 @@ def test_event_shape(shape, event_shape, tmp_path):
     data = load_data(str(save(tmp_path, ".npy", {"x": np.full(shape, 7, np.uint8)})))
     assert data.event_shape == event_shape == tuple(data.test.scored().shape[1:])
     assert data.measure == ("levels" if len(event_shape) == 3 else "binary")
+
+
+def test_vectors_of_whole_numbers_say_what_they_are(tmp_path):
+    """Gene counts would be read as grey levels and binarized, silently."""
+    path = save(tmp_path, ".npy", {"x": np.full((6, 7), 7, np.uint8)})
+    with pytest.raises(InputError, match=r"vectors of whole numbers: write values=counts for"):
+        load_data(str(path))
+    for told, measure in (("values=counts", "counts"), ("values=levels", "levels"),
+                          ("binarize=dynamic", "binary"), ("num_levels=9", "binary")):  # fmt: skip
+        data = load_data(f"{path}({told})")
+        assert (data.event_shape, data.measure) == ((7,), measure)
 
 
 def test_float_formats_become_float32(tmp_path):
