@@ -53,8 +53,8 @@ def check_number(
         )
 
 
-def check_count(name: str, key: str, value: Any, high: int = 1_000_000) -> None:
-    """Refuse what is not a whole number from 1 to ``high``.
+def check_count(name: str, key: str, value: Any, high: int = 1_000_000, *, low: int = 1) -> None:
+    """Refuse what is not a whole number from ``low`` to ``high``.
 
     Raises:
         InputError: what was expected, what came.
@@ -64,7 +64,7 @@ def check_count(name: str, key: str, value: Any, high: int = 1_000_000) -> None:
         Traceback (most recent call last):
         pyro_vae.errors.InputError: mixture: components must be a whole number from 1 to 9, got 2.5
     """
-    if type(value) is not int or not 1 <= value <= high:
+    if type(value) is not int or not low <= value <= high:
         raise InputError(
-            f"{name}: {key} must be a whole number from 1 to {high}, got {shorten(value)}"
+            f"{name}: {key} must be a whole number from {low} to {high}, got {shorten(value)}"
         )

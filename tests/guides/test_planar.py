@@ -108,8 +108,8 @@ def test_is_finite_in_float32_for_any_features(output, latent_dim):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"layers": 0}, "planar: layers must be a whole number, at least 1, got 0"),
-        ({"layers": 1.5}, "planar: layers must be a whole number, at least 1, got 1.5"),
+        ({"layers": 0}, "planar: layers must be a whole number from 1 to 1000000, got 0"),
+        ({"layers": 1.5}, "planar: layers must be a whole number from 1 to 1000000, got 1.5"),
     ],
 )
 def test_bad_arguments_are_refused(options, line):

@@ -147,15 +147,15 @@ def test_is_finite_in_float32_for_any_features(output, latent_dim):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"layers": 0}, "spline_flow: layers must be a whole number, at least 1, got 0"),
-        ({"layers": 1.5}, "spline_flow: layers must be a whole number, at least 1, got 1.5"),
+        ({"layers": 0}, "spline_flow: layers must be a whole number from 1 to 1000000, got 0"),
+        ({"layers": 1.5}, "spline_flow: layers must be a whole number from 1 to 1000000, got 1.5"),
         ({"hidden": ()}, "spline_flow: hidden must be widths of at least one layer, such as"),
         ({"hidden": 128}, "spline_flow: hidden must be widths of at least one layer, such as"),
-        ({"bins": 1}, "spline_flow: bins must be a whole number, at least 2, got 1"),
-        ({"bins": 4.0}, "spline_flow: bins must be a whole number, at least 2, got 4.0"),
-        ({"bound": 0}, "spline_flow: bound must be positive and finite, got 0"),
-        ({"bound": math.inf}, "spline_flow: bound must be positive and finite, got inf"),
-        ({"bound": "4"}, "spline_flow: bound must be positive and finite, got '4'"),
+        ({"bins": 1}, "spline_flow: bins must be a whole number from 2 to 1000000, got 1"),
+        ({"bins": 4.0}, "spline_flow: bins must be a whole number from 2 to 1000000, got 4.0"),
+        ({"bound": 0}, "spline_flow: bound must be positive and in [1e-12, 1e+12], got 0"),
+        ({"bound": math.inf}, "spline_flow: bound must be positive and in [1e-12, 1e+12], got inf"),
+        ({"bound": "4"}, "spline_flow: bound must be a positive number, got '4'"),
     ],
 )
 def test_bad_arguments_are_refused(options, line):

@@ -205,10 +205,10 @@ def test_is_finite_in_float32_far_out(kind, size):
     [
         ({"kind": "planar"}, "flow: kind must be one of affine_coupling, affine_autoregressive,"),
         ({"latent_dim": 1}, "flow: latent_dim must be at least 2, got 1"),
-        ({"layers": 0}, "flow: layers must be a whole number, at least 1, got 0"),
+        ({"layers": 0}, "flow: layers must be a whole number from 1 to 1000000, got 0"),
         ({"hidden": ()}, "flow: hidden must be widths of at least one layer, such as (128,), got"),
-        ({"bins": 1}, "flow: bins must be a whole number, at least 2, got 1"),
-        ({"bound": -1.0}, "flow: bound must be positive and finite, got -1.0"),
+        ({"bins": 1}, "flow: bins must be a whole number from 2 to 1000000, got 1"),
+        ({"bound": -1.0}, "flow: bound must be positive and in [1e-12, 1e+12], got -1.0"),
     ],
 )
 def test_bad_arguments_are_refused(options, line):
