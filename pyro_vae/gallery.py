@@ -162,7 +162,7 @@ def _some_data(run: Run, split_name: str, count: int, seed: int) -> tuple[Tensor
 def _display_range(run: Run, images: Tensor) -> tuple[float, float]:
     """What is black and what is white, in the units of the data."""
     facts = run.facts
-    if facts.measure == "counts" or (facts.measure == "continuous" and not facts.dequantized):
+    if facts.measure == "counts" or facts.is_real:
         return float(images.min()), float(images.max())
     return 0.0, facts.unit
 
