@@ -30,7 +30,9 @@ class Beta(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and not site_is_subsample(msg):
-            msg["scale"] = msg["scale"] * self.value
+            # The tensor itself where it can be: a KL then sees that both sides have one β.
+            plain = not isinstance(msg["scale"], Tensor) and msg["scale"] == 1
+            msg["scale"] = self.value if plain else msg["scale"] * self.value
 
 
 def linear_warm_up(step: int, num_steps: int, beta: float = 1.0) -> float:

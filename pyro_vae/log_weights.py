@@ -2,22 +2,16 @@
 
 __all__ = ["log_weights", "log_weight_terms", "LogWeights", "draw_latents", "weigh"]
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyro
-import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.distributions.util import scale_and_mask
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyro_vae.errors import InputError
-
-Program = Callable[[Tensor], Any]
-PARTICLES = "num_particles"
+from pyro_vae.execution import Program, check_no_points, check_same_latents, execute
 
 
 class LogWeights(NamedTuple):
@@ -98,37 +92,26 @@ def draw_latents(
         InputError: q is a point mass at some site, which has no density, and
             ``allow_points`` is not set: then log p(x, z) is no bound on log p(x).
     """
-    trace = poutine.trace(_under_particles(guide, num_samples)).get_trace(x)
-    sites = dict(_sites(trace))
-    for name, site in sites.items():
-        if not allow_points and _is_point(site["fn"]):
-            raise InputError(
-                f"latent site {name!r} of the guide is a Delta, a point without a density: it has "
-                "no ELBO, no IWAE and no KL (to train it as an autoencoder, give the guide "
-                "has_bound = False)"
-            )
-    values = {name: site["value"] for name, site in sites.items() if not site["is_observed"]}
-    return Latents(values, _total(sites, num_samples, x, "guide"))
+    run = execute(guide, "guide", num_samples, (x,), num_data=x.shape[0])
+    if not allow_points:
+        check_no_points(run)
+    sites = (run.latent | run.observed).values()
+    return Latents(run.values, run.total([run.log_prob(site) for site in sites]))
 
 
 def weigh(model: Program, x: Tensor, latents: Latents) -> LogWeights:
-    """Return the log-weights of given draws: the model is replayed at the guide's values."""
+    """Return the log-weights of given draws: the model is replayed at the guide's values.
+
+    Discrete latents of the model that are enumerated in parallel are summed out, and
+    count to the likelihood: log p(x|z) = log Σ_c p(x|z, c) p(c|z).
+    """
     num_samples = latents.log_guide.shape[0]
-    replayed = poutine.replay(_under_particles(model, num_samples), trace=_as_trace(latents.values))
-    sites = dict(_sites(poutine.trace(replayed).get_trace(x)))
-    observed = {name: site for name, site in sites.items() if site["is_observed"]}
-    latent = {name: site for name, site in sites.items() if not site["is_observed"]}
-    for name in sorted(latent.keys() ^ latents.values.keys()):
-        place, other = ("model", "guide") if name in latent else ("guide", "model")
-        raise InputError(
-            f"latent site {name!r} is in the {place} but not in the {other} (model: "
-            f"{', '.join(latent)}; guide: {', '.join(latents.values)}); take two that go together"
-        )
-    if not observed:
-        raise InputError("the model has no observed site; expected pyro.sample('x', …, obs=x)")
+    run = execute(model, "model", num_samples, (x,), values=latents.values, num_data=x.shape[0])
+    check_same_latents(run, latents.values)
+    summed = (run.observed | run.enumerated).values()
     return LogWeights(
-        _total(observed, num_samples, x, "model"),
-        _total(latent, num_samples, x, "model"),
+        run.total([run.log_prob(site) for site in summed]),
+        run.total([run.log_prob(site) for site in run.latent.values()]),
         latents.log_guide,
     )
 
@@ -157,69 +140,3 @@ def own_parameters(*programs: Program) -> Iterator[None]:
                 f"Pyro's parameter store holds another {name!r} than the module: "
                 "call pyro.clear_param_store(), or load the stored values into the module"
             )
-
-
-def _under_particles(program: Program, num_samples: int) -> Program:
-    def run(x: Tensor) -> Any:
-        try:
-            with pyro.plate(PARTICLES, num_samples, dim=-2):
-                return program(x)
-        except ValueError as error:
-            if "collide" not in str(error):
-                raise
-            raise InputError(
-                "a plate of the program stands at dim=-2, where samples go; beside the data plate "
-                "declare dimensions as event dimensions with .to_event"
-            ) from None
-
-    return run
-
-
-def _is_point(fn: Any) -> bool:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, dist.Delta)
-
-
-def _sites(trace: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The sample sites that carry a density: neither plates nor deterministic values."""
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and not site_is_subsample(site):
-            if site["infer"].get("_deterministic"):
-                continue
-            yield name, site
-
-
-def _total(sites: dict[str, dict[str, Any]], num_samples: int, x: Tensor, program: str) -> Tensor:
-    """Σ over sites of the unscaled log-density, ``[num_samples, B]``."""
-    shape = (num_samples, x.shape[0])
-    total = x.new_zeros(shape)
-    for name, site in sites.items():
-        kind = "observed" if site["is_observed"] else "latent"
-        frames = {frame.dim: frame.size for frame in site["cond_indep_stack"]}
-        if frames.get(-1) != shape[1]:
-            raise InputError(
-                f"{kind} site {name!r} of the {program} stands outside the data plate and has no "
-                f"weight per datum; put it inside pyro.plate('data', x.shape[0], dim=-1)"
-            )
-        log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-        log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
-        if log_prob.dim() > 2 or any(
-            got not in (1, expected)
-            for got, expected in zip(reversed(log_prob.shape), reversed(shape), strict=False)
-        ):
-            raise InputError(
-                f"{kind} site {name!r} of the {program}: expected a log-density of shape "
-                f"{list(shape)}, got {list(log_prob.shape)}; declare event dimensions by .to_event"
-            )
-        total = total + log_prob
-    return total
-
-
-def _as_trace(values: dict[str, Tensor]) -> Any:
-    trace = poutine.Trace()
-    for name, value in values.items():
-        trace.add_node(
-            name, name=name, type="sample", value=value, is_observed=False, infer={}, fn=None
-        )
-    return trace

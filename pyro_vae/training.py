@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from pyro_vae.annealing import Beta, linear_warm_up
 from pyro_vae.data import DataSplits
 from pyro_vae.errors import InputError
-from pyro_vae.log_weights import LogWeights, Program, draw_latents, weigh
+from pyro_vae.execution import Program
+from pyro_vae.log_weights import LogWeights, draw_latents, weigh
 from pyro_vae.nonfinite import NonFiniteError, explain, largest_gradient
 from pyro_vae.objectives.trace import Trace
 from pyro_vae.optim import (

@@ -185,7 +185,7 @@ def _guide_of_w_too(x: Tensor) -> None:
     ("model", "guide", "message"),
     [
         (_latent_outside, _guide_of_w_too, "latent site 'w' of the guide stands outside"),
-        (_latent_outside, _guide, "'w' is in the model but not in the guide"),
+        (_latent_outside, _guide, "latent site 'w' of the model stands outside the data plate"),
         (_observed_outside, _guide, "observed site 'y' of the model stands outside"),
         (_undeclared_event, _guide, r"site 'x' of the model: expected .* \.to_event"),
         (_extra_latent, _guide, "latent site 'w' is in the model but not in the guide"),

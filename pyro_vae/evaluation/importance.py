@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import InputError
+from pyro_vae.execution import Program
 from pyro_vae.log_weights import (
     Latents,
     LogWeights,
-    Program,
     check_data,
     draw_latents,
     own_parameters,

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pyro_vae.data import Split
 from pyro_vae.evaluation.importance import LARGEST_ERROR, LogLikelihood, log_likelihood
-from pyro_vae.log_weights import Program, draw_latents, own_parameters, weigh
+from pyro_vae.execution import Program
+from pyro_vae.log_weights import draw_latents, own_parameters, weigh
 from pyro_vae.protocols import Facts
 from pyro_vae.standard_error import standard_error_of_mean
 
