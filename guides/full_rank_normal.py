@@ -119,6 +119,12 @@ class _CholeskyNormal(dist.MultivariateNormal):
         constant = 0.5 * self.event_shape[0] * math.log(2 * math.pi)
         return -0.5 * (epsilon**2).sum(-1) - log_det - constant
 
+    @property
+    def normal_factor(self) -> Tensor:
+        """L: for ``closed_form``, the density is that of N(loc, L Lᵀ) still."""
+        L: Tensor = self._unbroadcasted_scale_tril
+        return L
+
     def _drew(self, value: Tensor) -> bool:
         """Whether ``value`` is the last draw, its gradient if asked for that of z(loc, L)."""
         if self._draw is None or value is not self._draw[0] or state_of(value) != self._state:

@@ -118,6 +118,12 @@ class _FactorNormal(dist.TorchDistribution):
         squares = ((y - projected[..., :D]) ** 2).sum(-1) + (projected[..., D:] ** 2).sum(-1)
         return -0.5 * (squares + D * math.log(2 * math.pi)) - self._half_log_det
 
+    @property
+    def normal_factor(self) -> Tensor:
+        """A = S [I, F] ``[*, D, D + rank]``: for ``closed_form``, this is N(loc, A Aᵀ)."""
+        spread = self.scale.unsqueeze(-1) * self.factor
+        return torch.cat([torch.diag_embed(self.scale), spread], dim=-1)
+
     def entropy(self) -> Tensor:
         constant = 0.5 * self.event_shape[0] * (1 + math.log(2 * math.pi))
         return (self._half_log_det + constant).expand(self.batch_shape)

@@ -15,6 +15,15 @@ from rich.table import Table
 
 import pyro_vae
 from pyro_vae import figures, gallery
+from pyro_vae.compare_command import (
+    GRADIENT_REPEATS,
+    VALUE_REPEATS,
+    Options,
+    check_specs,
+    compare_subject,
+    parse_particles,
+)
+from pyro_vae.comparison.subject import program_subject, run_subject
 from pyro_vae.components import find, names
 from pyro_vae.config import Config, read_yaml
 from pyro_vae.data import describe_data
@@ -345,6 +354,78 @@ def evaluate_command(
         run, allow_code=allow_code, device=device, weights=weights, data_root=data_root
     )
     _evaluate(loaded, split, num_samples, count=count, chunk_size=chunk_size, seed=seed)
+
+
+@app.command(rich_help_panel="Score")
+def compare(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A run folder; else --program.")
+    ] = None,
+    estimator: Annotated[
+        list[str] | None,
+        typer.Option("--estimator", help="A spec, repeated for several; else the usual ones."),
+    ] = None,
+    particles: Annotated[str, typer.Option(help="K of the gradients, whole numbers.")] = "1,8,64",
+    num_repeats: Annotated[
+        int | None,
+        typer.Option(
+            min=4,
+            help="Draws an estimator.",
+            show_default=f"{VALUE_REPEATS}; of gradients {GRADIENT_REPEATS}",
+        ),
+    ] = None,
+    split: SplitOption = "test",
+    count: Annotated[
+        int | None, typer.Option(min=1, help="A random subset of so many data.", show_default="100")
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="best (validation epoch), last or untrained, as training began.")
+    ] = "best",
+    gradients: Annotated[bool, typer.Option(help="Compare gradients too.")] = True,
+    textbook: Annotated[
+        bool, typer.Option("--textbook", help="What the losses of tutorials optimize here.")
+    ] = False,
+    program: Annotated[
+        Path | None,
+        typer.Option("--program", help="Your own .py file with model and guide in it; executed."),
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Data set of --program.")] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    data_root: DataRootOption = None,
+    allow_code: AllowCodeOption = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder; else RUN, or runs/compare-<n>.")
+    ] = None,
+) -> None:
+    """Estimators of one pair's bound side by side: value, bias, gradients, cost.
+
+    [bold]pyro-vae compare runs/mnist --estimator trace --estimator 'iwae(num_particles=10)'[/]
+
+    Or of programs of your own: [bold]pyro-vae compare --program my_vae.py --data digits[/]
+
+    Writes comparison.json, figures/estimators.png and figures/signal_to_noise.png.
+    """
+    options = Options(
+        estimators=estimator or None, particles=parse_particles(particles),
+        num_repeats=num_repeats, gradients=gradients, textbook=textbook, seed=seed,
+    )  # fmt: skip
+    check_specs(options.estimators)
+    place: dict[str, Any] = {
+        "split": split, "count": count, "device": device, "data_root": data_root,
+    }  # fmt: skip
+    if run is None:
+        if program is None or data is None:
+            raise InputError("give a run folder, or --program FILE.py with its --data")
+        if weights != "best":
+            raise InputError("--weights are a run's; a program has those that its file gives it")
+        with program_subject(program, data, seed=seed, **place) as subject:
+            compare_subject(console, subject, out or _next_folder(Path("runs"), "compare"), options)
+        return
+    if program is not None or data is not None:
+        raise InputError("--program and --data go without a run folder, which has its own")
+    subject = run_subject(run, weights=weights, allow_code=allow_code, **place)
+    compare_subject(console, subject, out or run, options)
 
 
 @app.command(rich_help_panel="Draw")

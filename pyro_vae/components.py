@@ -92,9 +92,10 @@ class Component:
         shown = Spec(self.name, arguments)
         for key in arguments:
             if key not in self.options:
-                raise InputError(
-                    f"{self.kind} {self.name!r} has no argument {key!r}{suggest(key, self.options)}"
-                )
+                why = suggest(key, self.options)
+                if self.kind == "objective" and key == "free_bits":
+                    why = "; they need an analytic KL: --objective 'closed_form(free_bits=…)'"
+                raise InputError(f"{self.kind} {self.name!r} has no argument {key!r}{why}")
         wanted = self._parameters()
         received = {key: value for key, value in offered.items() if key in wanted}
         for key, parameter in wanted.items():

@@ -34,6 +34,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from pyro_vae.axes import GRID, PALETTE, plain_axes, set_title, settled
 from pyro_vae.errors import InputError
 from pyro_vae.tiles import (
     BLUE,
@@ -44,7 +45,6 @@ from pyro_vae.tiles import (
     ORANGE,
     SMALL_SIZE,
     TEXT_SIZE,
-    TITLE_SIZE,
     Array,
     Panel,
     as_array,
@@ -53,11 +53,6 @@ from pyro_vae.tiles import (
     new_figure,
     tile_figure,
     wrap,
-)
-
-_PALETTE = (
-    *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#8c5fc0"),
-    *("#7b4a3a", "#f06fc0", "#6b6b6b", "#b5b000", "#17becf"),
 )
 
 
@@ -70,7 +65,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         rows: one mapping an epoch, as in ``metrics.jsonl``: ``epoch``; ``elbo`` (training bound at
             the current β) and ``valid_elbo`` (β = 1), nats per datum;
             ``valid_elbo_standard_error`` (over data); ``beta``; ``best`` (best so far).
-            All but the first two may be missing or None. ``log_joint`` may stand for ``elbo``.
+            All but the first two may be missing or None. ``log_joint`` may stand for ``elbo``;
+            ``objective`` stands for the training bound of an estimator that is no ELBO.
 
     Raises:
         InputError: no rows, or one without ``epoch`` or ``elbo``.
@@ -90,10 +86,10 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     panels[-1].xaxis.set_major_locator(ticks)
     panels[-1].set_xlabel("epoch")
     for panel in panels:
-        _plain_axes(panel)
+        plain_axes(panel)
         panel.margins(x=0.01)
-        panel.grid(axis="y", color="#e4e4e4", linewidth=0.7)
-    return _settled(figure)
+        panel.grid(axis="y", color=GRID, linewidth=0.7)
+    return settled(figure)
 
 
 def image_grid(
@@ -265,10 +261,10 @@ def latent_scatter(
     axes.set_ylabel(names[1])
     axes.set_aspect("equal", adjustable="datalim")
     axes.margins(0.03)
-    _plain_axes(axes)
+    plain_axes(axes)
     share = "" if explained is None else f", {100 * explained:.0f} % of variance"
-    _set_title(axes, method[:1].upper() + method[1:] + share)
-    return _settled(figure)
+    set_title(axes, method[:1].upper() + method[1:] + share)
+    return settled(figure)
 
 
 def manifold(
@@ -348,9 +344,9 @@ def sweep_scores(
     axes.set_ylim(heights.sum(), 0)
     axes.set_xlim(*_frame(scores, intervals))
     axes.set_xlabel(quantity + (f"\n{note}" if note else ""))
-    _set_title(axes, f"{quantity.partition(',')[0]} by configuration")
-    _plain_axes(axes)
-    axes.grid(axis="x", color="#e4e4e4", linewidth=0.7)
+    set_title(axes, f"{quantity.partition(',')[0]} by configuration")
+    plain_axes(axes)
+    axes.grid(axis="x", color=GRID, linewidth=0.7)
     axes.tick_params(axis="y", length=0)
     handles = [
         Line2D([], [], ls="", marker="o", ms=4.5, mew=0, color=BLUE, alpha=0.6, label="a run"),
@@ -362,7 +358,7 @@ def sweep_scores(
         handles=handles, loc="outside lower right", ncols=3, frameon=False, fontsize=SMALL_SIZE,
         labelcolor=INK,
     )  # fmt: skip
-    return _settled(figure)
+    return settled(figure)
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
@@ -394,19 +390,23 @@ def _draw_bounds(
     axes: Axes, rows: Sequence[Mapping[str, Any]], epoch: NDArray[Any], warm: bool
 ) -> None:
     criterion = "log_joint" if "log_joint" in rows[0] else "elbo"  # of a guide without a bound
-    elbo, valid = _column(rows, criterion, required=True), _column(rows, f"valid_{criterion}")
+    trained = "objective" if "objective" in rows[0] else criterion
+    elbo, valid = _column(rows, trained, required=True), _column(rows, f"valid_{criterion}")
     error = _column(rows, f"valid_{criterion}_standard_error")
     low, high = _robust_range(elbo, valid)
     style: dict[str, Any] = {"linewidth": 1.6, "marker": "o" if len(rows) < 12 else "", "ms": 3.5}
-    label = "training, at the current β" if warm else "training"
+    label = "training" if trained == criterion else "training objective, another than the ELBO"
+    label += ", at the current β" if warm else ""
     axes.plot(epoch, elbo, color=MUTED, label=label, **style)
     if np.isfinite(valid).any():
-        label = "validation, at β = 1" if warm else "validation"
+        label = "validation" if trained == criterion else "validation ELBO"
+        label += ", at β = 1" if warm else ""
         if np.isfinite(error).any():
             label += ", ± 1 standard error over data"
             axes.fill_between(epoch, valid - error, valid + error, color=BLUE, alpha=0.18, lw=0)
         axes.plot(epoch, valid, color=BLUE, label=label, **style)
     title = "log p(x, z(x)) by epoch" if criterion == "log_joint" else "ELBO by epoch"
+    axes.set_ylabel("nats per datum" if trained == "objective" else "ELBO, nats per datum")
     best = max((i for i, row in enumerate(rows) if row.get("best")), default=None)
     if best is not None:
         value = valid[best] if np.isfinite(valid[best]) else elbo[best]
@@ -414,9 +414,9 @@ def _draw_bounds(
         axes.plot(epoch[best], value, "o", color=ORANGE, ms=7, label="best epoch", zorder=4)
         title += f"; best at epoch {epoch[best]:.0f}: {_number(value)} nats per datum"
     pad = 0.05 * (high - low) or 0.5
-    axes.set(ylabel="ELBO, nats per datum", ylim=(low - pad, high + pad))
+    axes.set_ylim(low - pad, high + pad)
     axes.legend(frameon=False, fontsize=SMALL_SIZE, labelcolor=INK)
-    _set_title(axes, title)
+    set_title(axes, title)
 
 
 def _frame(
@@ -441,12 +441,12 @@ def _scatter_by_label(
     names, index = np.unique(labels, return_inverse=True)
     figure = axes.get_figure(root=True)
     assert figure is not None
-    if len(names) <= len(_PALETTE):
-        colors = np.array(_PALETTE)[index]
+    if len(names) <= len(PALETTE):
+        colors = np.array(PALETTE)[index]
         axes.scatter(xy[order, 0], xy[order, 1], c=colors[order].tolist(), **style)
         handles = [
             Line2D([], [], ls="", marker="o", ms=6, color=color, label=str(name))
-            for name, color in zip(names, _PALETTE, strict=False)
+            for name, color in zip(names, PALETTE, strict=False)
         ]
         figure.legend(
             handles=handles, loc="outside right upper", title="label", frameon=False,
@@ -459,28 +459,7 @@ def _scatter_by_label(
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=SMALL_SIZE, color=MUTED, labelcolor=INK)
     else:
-        raise InputError(f"Expected at most {len(_PALETTE)} distinct names; got {len(names)}")
-
-
-def _settled(figure: Figure) -> Figure:
-    """Lay out once and for all; done anew at each drawing, the layout moves by a pixel."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    return figure
-
-
-def _set_title(axes: Axes, title: str) -> None:
-    style: dict[str, Any] = {"fontsize": TITLE_SIZE, "color": INK, "parse_math": False}
-    axes.set_title(textwrap.fill(title, 78), loc="left", pad=10, **style)
-
-
-def _plain_axes(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(EDGE)
-    axes.tick_params(color=EDGE, labelcolor=INK, labelsize=SMALL_SIZE)
-    axes.xaxis.label.set(size=TEXT_SIZE, color=INK)
-    axes.yaxis.label.set(size=TEXT_SIZE, color=INK)
-    axes.set_axisbelow(True)
+        raise InputError(f"Expected at most {len(PALETTE)} distinct names; got {len(names)}")
 
 
 def _robust_range(*curves: NDArray[Any]) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """Training into a run folder: started, continued after an interruption, saved on the way."""
 
-__all__ = ["train", "start_run", "resume_run", "train_run", "facts_of"]
+__all__ = ["train", "start_run", "resume_run", "train_run", "load_untrained", "facts_of"]
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.assembly import build_pair, component_hashes, latent_dims
+from pyro_vae.assembly import Pair, build_pair, component_hashes, latent_dims
 from pyro_vae.checkpoint import load_state, save_state, save_weights, write_atomically
 from pyro_vae.components import build
 from pyro_vae.config import Config, read_yaml
@@ -91,9 +91,7 @@ def resume_run(
                 "start another run with --out"
             )
     check_code(config, allow_code, path)
-    content = read_yaml(path / "config.yaml").get("content")
-    if facts_of(data) != facts or _content(data) != content:
-        raise InputError(f"'{path}' was trained on other data than {extended.data} is now")
+    content = _check_data(path, extended, data, facts)
     trainer = _make_trainer(extended, data, facts)
     checkpoint = path / "last.pt"
     if checkpoint.exists():
@@ -108,6 +106,28 @@ def resume_run(
         _write_rows(path, read_rows(path / "metrics.jsonl")[: trainer.progress.epoch])
         _write_config(path, extended, facts, content)
     return extended, data, trainer
+
+
+def load_untrained(
+    path: Path, *, allow_code: bool = False, device: str = "cpu", data_root: str | None = None
+) -> Run:
+    """Load a run folder with the weights that its training began with, rebuilt from its seed.
+
+    Raises:
+        InputError: as ``load_run``, or the data, from which components may start, are others now.
+    """
+    config, facts = read_config(path)
+    check_code(config, allow_code, path)
+    config = config.replace(device=device, data_root=data_root or config.data_root)
+    target = config.torch_device()
+    data = load_data(config.data, config.data_root)
+    _check_data(path, config, data, facts)
+    model, guide = _initial_pair(config, data, facts)
+    for program in (model, guide):
+        program.to(target).eval().requires_grad_(False)
+    run = Run(path, config, facts, model, guide, "untrained")
+    run.data = data
+    return run
 
 
 def train_run(
@@ -204,15 +224,20 @@ def _check_support(likelihood: Any, data: DataSplits, config: Config) -> None:
                 )
 
 
-def _make_trainer(config: Config, data: DataSplits, facts: Facts) -> Trainer:
-    device = config.torch_device()
+def _initial_pair(config: Config, data: DataSplits, facts: Facts) -> Pair:
+    """The pair as training begins: weights from the seed, starts at the data."""
 
     def sample(count: int) -> Tensor:
         count = min(count, len(data.train))
         return data.train.subset(count, derive_seed(config.seed, "sample")).scored()
 
     with seeded(derive_seed(config.seed, "weights")):
-        model, guide = build_pair(config, facts, data.data_mean, sample)
+        return build_pair(config, facts, data.data_mean, sample)
+
+
+def _make_trainer(config: Config, data: DataSplits, facts: Facts) -> Trainer:
+    device = config.torch_device()
+    model, guide = _initial_pair(config, data, facts)
     _check_support(model.likelihood, data, config)
     return Trainer(
         model,
@@ -245,6 +270,14 @@ def _save(path: Path, config: Config, trainer: Trainer) -> None:
 def _content(data: DataSplits) -> dict[str, str]:
     """The content hashes of what a run is fitted to and chosen by."""
     return {"train": data.train.content_hash, "valid": data.valid.content_hash}
+
+
+def _check_data(path: Path, config: Config, data: DataSplits, facts: Facts) -> Any:
+    """Return the recorded content hashes, or refuse data that are not those of the run."""
+    content = read_yaml(path / "config.yaml").get("content")
+    if facts_of(data) != facts or _content(data) != content:
+        raise InputError(f"'{path}' was trained on other data than {config.data} is now")
+    return content
 
 
 def _write_config(path: Path, config: Config, facts: Facts, content: dict[str, str]) -> None:

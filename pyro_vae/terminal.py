@@ -2,6 +2,7 @@
 
 __all__ = [
     "TrainingDisplay",
+    "objective_name",
     "evaluation_table",
     "counting",
     "graceful_stop",
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
+from pyro.infer import ELBO
 from rich import box
 from rich.console import Console
 from rich.progress import (
@@ -32,6 +34,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from pyro_vae.components import PACKAGES
 from pyro_vae.evaluation.scores import Estimate, Evaluation
 from pyro_vae.training import Trainer
 
@@ -69,7 +72,7 @@ class TrainingDisplay:
             TextColumn("{task.description}", markup=False),
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[bound]} [bold]{task.fields[elbo]}[/]"),
+            TextColumn("{task.fields[bound]} [bold]{task.fields[value]}[/]"),
             TextColumn("valid [bold]{task.fields[valid]}[/]"),
             TextColumn("β {task.fields[beta]}"),
             TextColumn("{task.fields[rate]} data/s"),
@@ -107,7 +110,7 @@ class TrainingDisplay:
             error = row[f"valid_{criterion}_standard_error"]
             self.console.print(
                 f"epoch {row['epoch']}/{self.trainer.epochs}  step {row['step']}  "
-                f"{self._bound} {row[criterion]:.2f}  valid {self.valid}"
+                f"{self._bound} {row[self.trainer.training_criterion]:.2f}  valid {self.valid}"
                 f"{'' if math.isnan(error) else f' ± {error:.2f}'}  β {row['beta']:.2f}  "
                 f"{self._rate():,.0f} data/s" + ("  best" if row["best"] else ""),
                 highlight=False,
@@ -116,9 +119,13 @@ class TrainingDisplay:
 
     @property
     def _bound(self) -> str:
-        annealed = self.trainer.beta != 1 or self.trainer.progress.epoch < self.trainer.warm_up
-        title = TITLES[self.trainer.criterion]
-        return f"β-{title}" if annealed else title
+        """What is maximized, marked where it is not what its name or place would say."""
+        trainer = self.trainer
+        criterion = trainer.training_criterion
+        annealed = trainer.beta != 1 or trainer.progress.epoch < trainer.warm_up
+        title = TITLES.get(criterion) or objective_name(trainer.objective)
+        unbounded = criterion != "log_joint" and not trainer.is_lower_bound
+        return f"{'β-' if annealed else ''}{title}{' (no lower bound)' if unbounded else ''}"
 
     def _rate(self) -> float:
         elapsed = time.perf_counter() - self.started_at
@@ -127,16 +134,22 @@ class TrainingDisplay:
 
     def _fields(self) -> dict[str, Any]:
         progress = self.trainer.progress
-        elbo = f"{-progress.loss_sum / progress.count:.2f}" if progress.count else "–"
+        value = f"{-progress.loss_sum / progress.count:.2f}" if progress.count else "–"
         return {
             "epoch": min(progress.epoch + 1, self.trainer.epochs),
             "epochs": self.trainer.epochs,
             "bound": self._bound,
-            "elbo": elbo,
+            "value": value,
             "valid": self.valid,
             "beta": f"{self.trainer.current_beta:.2f}",
             "rate": f"{self._rate():,.0f}",
         }
+
+
+def objective_name(objective: ELBO) -> str:
+    """What the command line calls an objective; one from a user's file has its class's name."""
+    package, _, name = type(objective).__module__.rpartition(".")
+    return name if package == PACKAGES["objective"] else type(objective).__name__
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import pyro
 import torch
-from pyro.infer import ELBO, SVI
+from pyro.infer import ELBO, SVI, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from pyro.infer.util import torch_item
 from torch import Tensor, nn
 
@@ -23,6 +23,8 @@ from pyro_vae.errors import InputError
 from pyro_vae.execution import Program
 from pyro_vae.log_weights import LogWeights, draw_latents, weigh
 from pyro_vae.nonfinite import NonFiniteError, explain, largest_gradient
+from pyro_vae.objectives.closed_form import ClosedFormELBO
+from pyro_vae.objectives.sticking_the_landing import StickingTheLanding
 from pyro_vae.objectives.trace import Trace
 from pyro_vae.optim import (
     JointOptim,
@@ -33,6 +35,8 @@ from pyro_vae.seeding import derive_seed, forked, seeded
 from pyro_vae.standard_error import standard_error_of_mean
 
 KEPT_ELEMENTS = 2**27  # of validation data: half a gigabyte in float32
+# Objectives whose value is the ELBO, however they differentiate it; Pyro's mean field is a Trace.
+ELBOS = (Trace_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, ClosedFormELBO, StickingTheLanding)
 
 
 class TrainingError(ArithmeticError):
@@ -134,7 +138,8 @@ class Trainer:
         )
         annealed = beta != 1.0 or warm_up > 0
         scale = Beta(self._beta) if annealed else lambda program: program
-        self.svi = SVI(scale(model), scale(guide), self.optim, objective or Trace())
+        self.objective = objective or Trace()
+        self.svi = SVI(scale(model), scale(guide), self.optim, self.objective)
         self.svi.loss_and_grads = _finite(self.svi.loss_and_grads)
         self._try_objective()
 
@@ -243,6 +248,22 @@ class Trainer:
         """What training maximizes at β = 1: ``elbo``; ``log_joint`` where the guide is a point."""
         return "elbo" if getattr(self.guide, "has_bound", True) else "log_joint"
 
+    @property
+    def training_criterion(self) -> str:
+        """What a row of metrics calls minus the training loss: ``elbo`` where it is one.
+
+        ``log_joint`` where the guide is a point, ``objective`` for any other estimator, and
+        with free bits.
+        """
+        is_elbo = isinstance(self.objective, ELBOS) and not getattr(self.objective, "free_bits", 0)
+        return "objective" if self.criterion == "elbo" and not is_elbo else self.criterion
+
+    @property
+    def is_lower_bound(self) -> bool:
+        """Whether the mean of minus the training loss is at most log p(x), at the last β."""
+        of_objective = bool(getattr(self.objective, "is_lower_bound", True))
+        return self.criterion == "elbo" and of_objective and self.beta >= 1
+
     def _draw_weights(self, x: Tensor) -> LogWeights:
         """One z a datum, weighed; in the current parameter store."""
         latents = draw_latents(self.guide, x, 1, allow_points=self.criterion == "log_joint")
@@ -326,7 +347,7 @@ class Trainer:
         row = {
             "epoch": progress.epoch,
             "step": progress.step,
-            self.criterion: -progress.loss_sum / progress.count,
+            self.training_criterion: -progress.loss_sum / progress.count,
             "beta": progress.beta,
             f"valid_{self.criterion}": bound,
             f"valid_{self.criterion}_standard_error": error,

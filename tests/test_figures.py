@@ -348,6 +348,18 @@ def test_training_curves_show_beta_only_where_it_leaves_one():
     assert "current β" in bounds.get_legend().get_texts()[0].get_text()
 
 
+def test_an_objective_that_is_no_elbo_is_not_called_one():
+    rows = [{**row, "objective": row["elbo"] + 3} for row in rows_of(5)]
+    for row in rows:
+        del row["elbo"]
+    (axes,) = draw(figures.training_curves(rows)).axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels[0] == "training objective, another than the ELBO"
+    assert labels[1].startswith("validation ELBO")
+    assert axes.get_ylabel() == "nats per datum"
+    assert list(axes.lines[0].get_ydata()) == [row["objective"] for row in rows]
+
+
 @pytest.mark.parametrize(
     "rows",
     [

@@ -5,15 +5,23 @@ import re
 
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from rich.console import Console
 
 from pyro_vae import terminal
 from pyro_vae.assembly import build_pair
+from pyro_vae.components import build
 from pyro_vae.config import Config
 from pyro_vae.data import load_data
 from pyro_vae.evaluation import Estimate, Evaluation
 from pyro_vae.run_training import facts_of
-from pyro_vae.terminal import TrainingDisplay, cells, digits_of, evaluation_table
+from pyro_vae.terminal import (
+    TrainingDisplay,
+    cells,
+    digits_of,
+    evaluation_table,
+    objective_name,
+)
 from pyro_vae.training import Trainer
 
 
@@ -50,11 +58,36 @@ def test_a_title_stands_before_the_bar_as_it_is(monkeypatch):
 
 def test_plain_lines_off_a_terminal():
     lines = train(is_terminal=False, beta=0.5, warm_up=2).splitlines()
-    assert lines[0].startswith("epoch 1/3  step 11  β-ELBO -")
-    assert lines[-1].startswith("epoch 3/3  step 33  β-ELBO -")
+    assert lines[0].startswith("epoch 1/3  step 11  β-ELBO (no lower bound) -")
+    assert lines[-1].startswith("epoch 3/3  step 33  β-ELBO (no lower bound) -")
     assert "β 0.50" in lines[-1]
     assert "data/s" in lines[-1]
     assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "expected"),
+    [
+        ("sticking_the_landing", {}, "ELBO -"),
+        ("iwae(num_particles=2)", {}, "iwae -"),
+        ("iwae(num_particles=2)", {"beta": 2.0}, "β-iwae -"),
+        ("renyi(alpha=-1, num_particles=2)", {}, "renyi (no lower bound) -"),
+        ("tvo(num_particles=2, side=right)", {}, "tvo (no lower bound) -"),
+        ("closed_form", {"warm_up": 3}, "β-ELBO -"),
+    ],
+)
+def test_a_line_names_the_objective_and_what_is_no_bound(objective, options, expected):
+    lines = train(is_terminal=False, objective=build("objective", objective), **options)
+    assert lines.startswith(f"epoch 1/3  step 11  {expected}")
+    assert re.search(r"  valid -\d+\.\d\d ± ", lines)
+
+
+def test_an_objective_of_ones_own_has_its_class_name():
+    class Mine(Trace_ELBO):
+        pass
+
+    assert objective_name(Mine()) == "Mine"
+    assert objective_name(build("objective", "dreg")) == "dreg"
 
 
 def test_a_table_row_has_the_digits_of_its_error_and_marks_lower_limits():

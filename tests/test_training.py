@@ -13,6 +13,7 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 from pyro_vae.assembly import build_pair
+from pyro_vae.components import build
 from pyro_vae.config import Config
 from pyro_vae.data import load_data
 from pyro_vae.errors import InputError
@@ -531,3 +532,47 @@ def test_a_point_is_trained_by_its_log_joint_and_called_so(digits):
         z = trainer.guide.posterior(x).mean
         log_joint = trainer.model.decode(z).log_prob(x) + trainer.model.prior().log_prob(z)
     assert rows[-1]["valid_log_joint"] == pytest.approx(float(log_joint.double().mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("objective", "key", "is_bound"),
+    [
+        ("trace", "elbo", True),
+        ("trace_mean_field", "elbo", True),
+        ("trace_graph", "elbo", True),
+        ("trace_enum", "elbo", True),
+        ("closed_form", "elbo", True),
+        ("sticking_the_landing", "elbo", True),
+        ("closed_form(free_bits=0.1)", "objective", True),
+        ("iwae(num_particles=3)", "objective", True),
+        ("dreg(num_particles=3)", "objective", True),
+        ("renyi(alpha=0.5, num_particles=3)", "objective", True),
+        ("renyi(alpha=-1, num_particles=3)", "objective", False),
+        ("pyro_renyi(alpha=-1.0, num_particles=3)", "objective", False),
+        ("tvo(num_particles=3)", "objective", True),
+        ("tvo(num_particles=3, side=right)", "objective", False),
+        ("reweighted_wake_sleep(num_particles=3)", "objective", True),
+    ],
+)
+def test_only_an_elbo_is_called_one(digits, objective, key, is_bound):
+    """Every objective trains; its own value has its own name, beside the validation ELBO."""
+    trainer = make_trainer(digits, epochs=1, objective=build("objective", objective))
+    rows, _ = fit(trainer)
+    assert {"elbo", "objective"} & set(rows[0]) == {key}
+    assert math.isfinite(rows[0][key])
+    assert rows[0]["valid_elbo"] < 0
+    assert trainer.is_lower_bound == is_bound
+
+
+def test_below_beta_one_there_is_no_lower_bound(digits):
+    assert not make_trainer(digits, beta=0.5).is_lower_bound
+    assert make_trainer(digits, beta=2.0).is_lower_bound
+    assert make_trainer(digits, warm_up=2).is_lower_bound  # at the last β
+    assert not make_trainer(digits, SMALL.replace(guide="delta")).is_lower_bound
+
+
+@pytest.mark.parametrize("name", ["tvo", "reweighted_wake_sleep"])
+@pytest.mark.parametrize("options", [{"beta": 0.5}, {"warm_up": 2}])
+def test_what_has_no_beta_is_refused_before_training(digits, name, options):
+    with pytest.raises(InputError, match=f"{name} has no β: leave out --beta and --warm-up"):
+        make_trainer(digits, objective=build("objective", name), **options)

@@ -52,15 +52,19 @@ class GradientRow:
     reference: str | None = None
     """``exact``, or how many draws of which estimator were averaged; None for no reference."""
     bias: float | None = None
-    """|E g − reference| in units of |reference|; an estimate, 0 where its square is negative."""
+    """|E g − reference| in units of |reference|; an estimate, 0 where its square is negative.
+
+    None where the reference is not told from 0."""
     bias_standard_error: float | None = None
     """Of ``bias``, from the draws and from the reference's own error."""
     largest_z: float | None = None
     """The largest |mean − reference| of one parameter, in its standard errors."""
+    largest_z_limit: float | None = None
+    """What ``largest_z`` of an unbiased normal gradient exceeds with probability 5 % at most."""
     variance: float | None = None
     """Σ over parameters of the variance of one draw."""
     signal_to_noise: float | None = None
-    """The mean over parameters of |E g|/sd(g)."""
+    """The mean over parameters of |E g|/sd(g), of those whose sd(g) is above rounding."""
     noise_floor: float | None = None
     """What ``signal_to_noise`` would read for a gradient of mean 0 after as many draws."""
     milliseconds: float | None = None

@@ -1,6 +1,6 @@
 """Scores of a pair on a split: every mean with its errors, under a stated protocol."""
 
-__all__ = ["evaluate", "Estimate", "Evaluation"]
+__all__ = ["evaluate", "Estimate", "Evaluation", "versions"]
 
 import dataclasses
 import math
@@ -108,7 +108,7 @@ def evaluate(
         "seed": seed,
         "dtype": str(dtype).removeprefix("torch."),
         "device": torch.device(device).type,
-        "versions": _versions(),
+        "versions": versions(),
     }
     return Evaluation(estimates, protocol)
 
@@ -204,8 +204,9 @@ def _mean_error(errors: Tensor) -> float | None:
     return None if math.isnan(error) else error
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return what a protocol states of this installation."""
     from pyro_vae import __version__
 
-    versions = {name: version(name) for name in ("torch", "pyro-ppl")}
-    return {"pyro-vae": __version__, "python": platform.python_version(), **versions}
+    installed = {name: version(name) for name in ("torch", "pyro-ppl")}
+    return {"pyro-vae": __version__, "python": platform.python_version(), **installed}

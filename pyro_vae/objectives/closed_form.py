@@ -4,11 +4,12 @@ __all__ = ["ClosedFormELBO"]
 
 from typing import Any
 
+import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_vae.checks import check_number
-from pyro_vae.closed_form import NoClosedForm, kl_divergence, kl_per_dim
+from pyro_vae.closed_form import NoClosedForm, kl_divergence, kl_per_dim, mask_of
 from pyro_vae.errors import InputError
 from pyro_vae.execution import Execution, Program
 from pyro_vae.objectives._order import check_one_scale, check_order
@@ -72,14 +73,42 @@ class ClosedFormELBO(PerDatum):
     def _kl(self, name: str, guide: Execution, model: Execution) -> Tensor:
         """KL(q ‖ p) of one latent, the mean over K, ``[B]`` or with free bits ``[]``."""
         q, p = guide.latent[name], model.latent[name]
-        mask = q["mask"] if p["mask"] is None else p["mask"]
-        try:
-            if not self.free_bits:
-                kl = guide.total([scale_and_mask(kl_divergence(q["fn"], p["fn"]), 1.0, mask)])
-                return kl.mean(0)
-            per_dim = kl_per_dim(q["fn"], p["fn"])  # [K, B, D]
-        except NoClosedForm as error:
-            raise InputError(f"closed_form: latent site {name!r}: {error}") from None
-        if mask is not None:
+        mask = _one_mask(name, q["mask"], p["mask"])
+        if self.free_bits and not (mask is None and mask_of(q["fn"]) is None):
             raise InputError(f"closed_form: latent site {name!r} is masked; free bits take no mask")
-        return per_dim.flatten(end_dim=-2).mean(0).clamp(min=self.free_bits).sum()
+        try:
+            if self.free_bits:
+                return self._free(kl_per_dim(q["fn"], p["fn"]))
+            kl = guide.total([scale_and_mask(kl_divergence(q["fn"], p["fn"]), 1.0, mask)])
+        except NoClosedForm as error:
+            fix = "leave out free_bits" if self._is_analytic(q, p) else "use --objective trace"
+            raise InputError(f"closed_form: latent site {name!r}: {error}; {fix}") from None
+        return kl.mean(0)
+
+    def _free(self, kl: Tensor) -> Tensor:
+        """Σ_d max(λ, mean of KL_d) of KL a dimension ``[K, B, *event]``."""
+        return kl.flatten(end_dim=1).mean(0).clamp(min=self.free_bits).sum()
+
+    def _is_analytic(self, q: dict[str, Any], p: dict[str, Any]) -> bool:
+        try:
+            kl_divergence(q["fn"], p["fn"])
+        except NoClosedForm:
+            return False
+        return True
+
+
+def _one_mask(name: str, guide: Any, model: Any) -> Any:
+    """The mask of a latent site, the same in both programs.
+
+    Raises:
+        InputError: masked in one alone, where log q − log p is no log-ratio.
+    """
+    same = guide is model
+    if not same and guide is not None and model is not None:
+        same = bool((torch.as_tensor(guide) == torch.as_tensor(model)).all())
+    if not same:
+        raise InputError(
+            f"closed_form: latent site {name!r} has another mask in the guide than in the model; "
+            "wrap both programs in the same poutine.mask"
+        )
+    return guide

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 
 from pyro_vae.errors import InputError
 from pyro_vae.objectives.trace import Trace
@@ -78,6 +79,86 @@ def test_latents_in_another_order_are_refused():
     x = torch.tensor([[1.3]], dtype=torch.float64)
     with pytest.raises(InputError, match="draws its latents in another order than the model"):
         TraceMeanField().loss(chain, bottom_up, x)
+
+
+def unscaled(x):
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(0.4 * x, 0.8))
+
+
+def one_latent(wrap):
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = wrap(pyro.sample)("z", dist.Normal(0 * x, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    return model
+
+
+def test_pyro_reads_the_guides_scale_alone_and_ours_refuses():
+    """β on the model's latent: Pyro's loss does not change by it; ours names the site."""
+    x = torch.tensor([0.3, -1.1], dtype=torch.float64)
+    losses = []
+    for beta in (1.0, 5.0):
+        torch.manual_seed(0)
+        own = pyro.infer.TraceMeanField_ELBO()
+        losses.append(own.loss(one_latent(poutine.scale(scale=beta)), unscaled, x))
+    assert losses[0] == losses[1]
+    with pytest.raises(InputError, match="'z' has another scale in the guide than in the model"):
+        TraceMeanField().loss(one_latent(poutine.scale(scale=5.0)), unscaled, x)
+
+
+def test_pyro_reads_the_guides_mask_alone_and_ours_refuses():
+    x = torch.tensor([0.3, -1.1], dtype=torch.float64)
+    masked = one_latent(poutine.mask(mask=torch.tensor([True, False])))
+    own, losses = pyro.infer.TraceMeanField_ELBO(), []
+    for model in (masked, one_latent(lambda sample: sample)):
+        torch.manual_seed(0)
+        losses.append(own.loss(model, unscaled, x))
+    assert losses[0] == losses[1]
+    with pytest.raises(InputError, match="'z' has another mask in the guide than in the model"):
+        TraceMeanField().loss(masked, unscaled, x)
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_a_discrete_latent_is_refused_with_and_without_validation(validate):
+    """Without validation Pyro takes a gradient that misses the score term."""
+
+    def discrete(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Poisson(1.0 + 0 * x))
+
+    def counted(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Poisson(2.0 + 0 * x))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with (
+        pyro.validation_enabled(validate),
+        pytest.raises(InputError, match=r"^trace_mean_field: latent site 'z' of the g") as error,
+    ):
+        TraceMeanField().loss_and_grads(counted, discrete, torch.zeros(2))
+    assert "\n" not in str(error.value)
+
+
+def test_says_which_kl_is_analytic():
+    """Normal against Normal, and Laplace against a mixture."""
+
+    def model(x):
+        mixture = dist.MixtureSameFamily(
+            dist.Categorical(torch.ones(2)), dist.Normal(torch.tensor([-1.0, 1.0]), torch.ones(2))
+        )
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0 * x, 1.0)) + pyro.sample("w", mixture)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(0 * x, 1.0))
+            pyro.sample("w", dist.Laplace(0 * x, 1.0))
+
+    known = TraceMeanField().analytic_kl(model, guide, torch.zeros(3))
+    assert known == {"z": True, "w": False}
 
 
 def test_bad_number_of_particles():

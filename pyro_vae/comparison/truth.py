@@ -1,0 +1,45 @@
+"""log p(x) where it is known otherwise: in closed form, or by quadrature."""
+
+__all__ = ["find_truth"]
+
+import torch
+from torch import Tensor
+
+from pyro_vae.comparison.rows import Truth
+from pyro_vae.errors import InputError
+from pyro_vae.evaluation.quadrature import MAX_DIM, log_evidence_by_quadrature
+from pyro_vae.execution import Program
+from pyro_vae.log_weights import own_parameters
+
+TOLERANCE = 1e-3  # of a datum, in nats
+
+
+def find_truth(model: Program, x: Tensor, num_latents: int, seed: int = 0) -> Truth | None:
+    """Return the mean of log p(x) over the data, or None where nothing but a bound is known.
+
+    From the model's ``log_evidence(x)`` where it has one. Else by quadrature where there
+    are one or two latent dimensions: its error is the mean of those of the data, for
+    they need not cancel. Where a datum's has not converged, or the latents are not
+    real, log p(x) is not known.
+
+    Arguments:
+        model: a Pyro program of ``x``.
+        x: ``[B, *event_shape]``.
+        num_latents: the dimension of all latents together.
+        seed: of the draws that place the first cells of the quadrature.
+    """
+    evidence = getattr(model, "log_evidence", None)
+    if evidence is not None:
+        with torch.no_grad(), own_parameters(model):
+            return Truth("exact", float(evidence(x).double().mean()), 0.0)
+    return _by_quadrature(model, x, seed) if 1 <= num_latents <= MAX_DIM else None
+
+
+def _by_quadrature(model: Program, x: Tensor, seed: int) -> Truth | None:
+    try:
+        evidence = log_evidence_by_quadrature(model, x, tolerance=TOLERANCE, seed=seed)
+    except InputError:  # a discrete latent, one on the half-line, a density that is NaN
+        return None
+    if not bool(evidence.converged.all()):
+        return None
+    return Truth("quadrature", float(evidence.log_px.mean()), float(evidence.error.mean()))
