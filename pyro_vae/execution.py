@@ -52,7 +52,9 @@ class Execution:
         """
         value = site["value"] if value is None else value
         log_prob: Tensor = site["fn"].log_prob(value, *site["args"], **site["kwargs"])
-        log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
+        # Σ_c p(c) = 1 for a masked datum too: its likelihood is masked, p(c) is not.
+        mask = None if site["name"] in self.enumerated else site["mask"]
+        log_prob = scale_and_mask(log_prob, 1.0, mask)
         shape = (self.num_samples, self.num_data)
         fits = all(
             got in (1, expected)
@@ -69,7 +71,8 @@ class Execution:
     def total(self, log_probs: list[Tensor]) -> Tensor:
         """Σ over sites, ``[K, B]``, enumerated dimensions summed out of exp(Σ)."""
         like = log_probs[0] if log_probs else torch.zeros(())
-        plain = like.new_zeros(self.num_samples, self.num_data)
+        # Without any site, a guide that draws nothing, the one column serves all data.
+        plain = like.new_zeros(self.num_samples, self.num_data or 1)
         for log_prob in log_probs:
             if log_prob.dim() <= 2:
                 plain = plain + log_prob
@@ -78,6 +81,22 @@ class Execution:
             return plain
         summed = sum(joint[1:], joint[0])
         return plain + summed.flatten(end_dim=-3).logsumexp(0)
+
+    def likelihood_and_prior(self, latent: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return log p(x|z) and log p(z), each ``[K, B]``, enumerated latents c summed out.
+
+        log p(x|z) = log Σ_c p(c) p(x|z, c); where a latent depends on c, as in a mixture,
+        log p(z) = log Σ_c p(c) p(z|c) and log p(x|z) = log Σ_c p(c) p(z|c) p(x|z, c) − log p(z).
+
+        Arguments:
+            latent: the log-densities of the latent sites.
+        """
+        summed = [self.log_prob(site) for site in self.enumerated.values()]
+        rest = [*summed, *(self.log_prob(site) for site in self.observed.values())]
+        if all(log_prob.dim() <= 2 for log_prob in latent):
+            return self.total(rest), self.total(latent)
+        log_prior = self.total([*summed, *latent])
+        return self.total([*rest, *latent]) - log_prior, log_prior
 
 
 def execute(
@@ -108,12 +127,18 @@ def execute(
         run = poutine.replay(run, trace=_as_trace(values))
     if kind == "model":
         run = poutine.enum(run, first_available_dim=-3)
-    trace: Any = poutine.trace(run).get_trace(*args, **(kwargs or {}))
+    trace = _trace(run, args, kwargs or {})
     sites = dict(_sites(trace))
     for site in sites.values():
         num_data = _check_plate(site, kind, num_data)
     hidden = {name: site for name, site in sites.items() if not site["is_observed"]}
     enumerated = {n: s for n, s in hidden.items() if "_enumerate_dim" in s["infer"]}
+    for name, site in enumerated.items():
+        if site["infer"].get("num_samples") is not None:
+            raise InputError(
+                f"latent site {name!r} of the {kind} is marked for enumeration by num_samples "
+                "draws, which sum to no probability; leave num_samples out"
+            )
     subsamples = {
         name: site["value"]
         for name, site in trace.nodes.items()
@@ -156,15 +181,19 @@ def check_no_points(guide: Execution) -> None:
         InputError: with the site's name.
     """
     for name, site in (guide.latent | guide.observed).items():
-        fn = site["fn"]
-        while hasattr(fn, "base_dist"):
-            fn = fn.base_dist
-        if isinstance(fn, dist.Delta):
+        if is_point(site["fn"]):
             raise InputError(
                 f"latent site {name!r} of the guide is a Delta, a point without a density: it has "
                 "no ELBO, no IWAE and no KL (to train it as an autoencoder, give the guide "
                 "has_bound = False and take --objective trace)"
             )
+
+
+def is_point(fn: Any) -> bool:
+    """Whether a distribution is a point mass."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
 
 
 def plate_scale(site: Site) -> float:
@@ -179,20 +208,34 @@ def own_scale(site: Site) -> Any:
     return site["scale"] if plates == 1 else site["scale"] / plates
 
 
+def same_scale(one: Any, other: Any) -> bool:
+    """Whether two scales are one; a tensor, which may be annealed, is never a number."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or (one.shape == other.shape and bool((one == other).all()))
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and bool(one == other)
+
+
 def _under_particles(program: Program, num_samples: int) -> Program:
     def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            with pyro.plate(PARTICLES, num_samples, dim=-2):
-                return program(*args, **kwargs)
-        except ValueError as error:
-            if "collide" not in str(error):
-                raise
-            raise InputError(
-                "a plate of the program stands at dim=-2, where samples go; beside the data plate "
-                "declare dimensions as event dimensions with .to_event"
-            ) from None
+        with pyro.plate(PARTICLES, num_samples, dim=-2):
+            return program(*args, **kwargs)
 
     return run
+
+
+def _trace(run: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Trace a run; Pyro adds a table of shapes to what is raised inside, which is no one line."""
+    try:
+        return poutine.trace(run).get_trace(*args, **kwargs)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise (error.__cause__ or error) from None
+        if "collide" not in str(error):
+            raise
+        raise InputError(
+            "a plate of the program stands at dim=-2, where samples go; beside the data plate "
+            "declare dimensions as event dimensions with .to_event"
+        ) from None
 
 
 def _sites(trace: Any) -> Iterator[tuple[str, Site]]:
@@ -208,6 +251,13 @@ def _check_plate(site: Site, program: str, num_data: int | None) -> int:
     """Return the size of the data plate that the site stands in."""
     sizes = {frame.dim: frame.size for frame in site["cond_indep_stack"]}
     size: int | None = sizes.get(-1)
+    beside = [f for f in site["cond_indep_stack"] if f.vectorized and f.dim < -2]
+    if beside:
+        raise InputError(
+            f"{_kind(site)} site {site['name']!r} of the {program}: expected no plate beside the "
+            f"data plate, got {beside[0].name!r} at dim={beside[0].dim}; declare event dimensions "
+            "by .to_event"
+        )
     if size is None:
         raise InputError(
             f"{_kind(site)} site {site['name']!r} of the {program} stands outside the data plate "

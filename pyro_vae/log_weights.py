@@ -102,18 +102,14 @@ def draw_latents(
 def weigh(model: Program, x: Tensor, latents: Latents) -> LogWeights:
     """Return the log-weights of given draws: the model is replayed at the guide's values.
 
-    Discrete latents of the model that are enumerated in parallel are summed out, and
-    count to the likelihood: log p(x|z) = log Σ_c p(x|z, c) p(c|z).
+    Discrete latents c of the model that are enumerated in parallel are summed out:
+    log p(x|z) = log Σ_c p(x|z, c) p(c|z), and log p(z) = log Σ_c p(z|c) p(c).
     """
     num_samples = latents.log_guide.shape[0]
     run = execute(model, "model", num_samples, (x,), values=latents.values, num_data=x.shape[0])
     check_same_latents(run, latents.values)
-    summed = (run.observed | run.enumerated).values()
-    return LogWeights(
-        run.total([run.log_prob(site) for site in summed]),
-        run.total([run.log_prob(site) for site in run.latent.values()]),
-        latents.log_guide,
-    )
+    densities = [run.log_prob(site) for site in run.latent.values()]
+    return LogWeights(*run.likelihood_and_prior(densities), latents.log_guide)
 
 
 @contextmanager

@@ -5,10 +5,10 @@ __all__ = ["check_order", "check_one_scale"]
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from pyro_vae.errors import InputError
-from pyro_vae.execution import own_scale
+from pyro_vae.execution import own_scale, same_scale
 
 
 def check_order(name: str, guide: Iterable[str], model: Iterable[str]) -> None:
@@ -34,13 +34,20 @@ def check_one_scale(name: str, guide: dict[str, Any], model: dict[str, Any]) -> 
     Raises:
         InputError: with the estimator's and the site's name.
     """
-    q, p = own_scale(guide), own_scale(model)
-    if isinstance(q, Tensor) and isinstance(p, Tensor):
-        same = q is p or (q.shape == p.shape and bool((q == p).all()))
-    else:
-        same = not isinstance(q, Tensor) and not isinstance(p, Tensor) and q == p
-    if not same:
+    masks = guide["mask"], model["mask"]
+    if masks[0] is not masks[1] and not _same_masks(*masks):
+        raise InputError(
+            f"{name}: latent site {guide['name']!r} has another mask in the guide than in the "
+            "model, and a KL has one; wrap both programs in poutine.mask"
+        )
+    if not same_scale(own_scale(guide), own_scale(model)):
         raise InputError(
             f"{name}: latent site {guide['name']!r} has another scale in the guide than in the "
             "model, and a KL has one β; wrap both programs in pyro_vae.annealing.Beta"
         )
+
+
+def _same_masks(one: Any, other: Any) -> bool:
+    if one is None or other is None:
+        return False
+    return bool((torch.as_tensor(one) == torch.as_tensor(other)).all())

@@ -1,10 +1,13 @@
-"""The particles of Pyro's own estimators."""
+"""The particles of Pyro's own estimators, and what their traces must fulfil."""
 
-__all__ = ["particles"]
+__all__ = ["particles", "checked_traces"]
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 from pyro_vae.errors import InputError
+from pyro_vae.execution import plate_scale
 
 
 def particles(num_particles: int) -> dict[str, Any]:
@@ -22,3 +25,33 @@ def particles(num_particles: int) -> dict[str, Any]:
         "vectorize_particles": num_particles > 1,
         "max_plate_nesting": 1,
     }
+
+
+def checked_traces(
+    name: str, get_trace: Callable[..., Any], *args: Any, fix: str = "take --objective trace_enum"
+) -> Any:
+    """Return Pyro's traces of model and guide, refused where Pyro's sum over sites is no ELBO.
+
+    A latent that only the model draws would count log p of a draw from p, and a data plate
+    that is subsampled in one program alone would scale log p against log q.
+
+    Raises:
+        InputError: with the estimator's and the site's name.
+    """
+    with warnings.catch_warnings():  # said below, in one line
+        warnings.filterwarnings("ignore", "Found vars in model but not guide", UserWarning)
+        model_trace, guide_trace = get_trace(*args)
+    for latent in model_trace.stochastic_nodes:
+        site = model_trace.nodes[latent]
+        if latent in guide_trace.nodes:
+            if plate_scale(site) != plate_scale(guide_trace.nodes[latent]):
+                raise InputError(
+                    f"{name}: the plates of latent site {latent!r} are subsampled otherwise in the "
+                    "guide than in the model; give both the same plate"
+                )
+        elif "_enumerate_dim" not in site["infer"]:
+            raise InputError(
+                f"{name}: latent site {latent!r} is in the model but not in the guide; draw it "
+                f"there, or mark it infer={{'enumerate': 'parallel'}} and {fix}"
+            )
+    return model_trace, guide_trace

@@ -2,6 +2,7 @@
 
 __all__ = ["PerDatum", "Call", "Estimate", "Terms"]
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from pyro_vae.execution import (
     execute,
     own_scale,
     plate_scale,
+    same_scale,
 )
 from pyro_vae.objectives._particles import particles
 
@@ -93,7 +95,7 @@ class Call(NamedTuple):
             self.args,
             self.kwargs,
             values={**guide.subsamples, **(guide.values if values is None else values)},
-            num_data=guide.num_data,
+            num_data=guide.num_data or None,
         )
         check_same_latents(run, guide.latent)
         return run
@@ -101,8 +103,8 @@ class Call(NamedTuple):
     def terms(self, guide: Execution, model: Execution) -> Terms:
         """Return the terms of log w_β, each site under its own scale."""
         common = common_scale(model)
+        check_one_plate(model)
         observed = next(iter(model.observed.values()))
-        summed = [*model.observed.values(), *model.enumerated.values()]
         try:
             log_guide = scaled_total(guide, common)
         except NotImplementedError:  # an inverse that the guide's transform does not have
@@ -111,8 +113,7 @@ class Call(NamedTuple):
                 "only; use a guide that has a density, or --objective trace"
             ) from None
         return Terms(
-            model.total([model.log_prob(site) for site in summed]),
-            scaled_total(model, common),
+            *model.likelihood_and_prior(scaled_densities(model, common)),
             log_guide,
             plate_scale(observed) * common,
             common,
@@ -148,8 +149,7 @@ class Call(NamedTuple):
         """Refuse β ≠ 1, for bounds that have none."""
         common = common_scale(model)
         for site in (*model.latent.values(), *guide.latent.values()):
-            own = own_scale(site)
-            if isinstance(own, Tensor) or own != common:
+            if not same_scale(own_scale(site), common):
                 raise InputError(
                     f"{self.name} has no β: leave out --beta and --warm-up, or any scale of "
                     f"latent site {site['name']!r}"
@@ -238,14 +238,46 @@ class EachLatent(Messenger):
 
 
 def scaled_total(run: Execution, common: Any, values: dict[str, Tensor] | None = None) -> Tensor:
-    """Σ over latent sites of the log-density, each under its scale relative to ``common``."""
+    """Σ over latent sites of the log-density, each under its scale relative to ``common``.
+
+    A guide's ``pyro.factor`` belongs to log q.
+    """
+    factors = run.observed.values() if run.program == "guide" else ()
+    densities = scaled_densities(run, common, values)
+    return run.total([*densities, *(run.log_prob(site) for site in factors)])
+
+
+def scaled_densities(
+    run: Execution, common: Any, values: dict[str, Tensor] | None = None
+) -> list[Tensor]:
+    """The log-density of each latent site, under its scale relative to ``common``."""
     values = run.values if values is None else values
-    return run.total(
-        [
-            relative_scale(site, common) * run.log_prob(site, values[name])
-            for name, site in run.latent.items()
-        ]
-    )
+    densities = []
+    for name, site in run.latent.items():
+        log_prob = run.log_prob(site, values[name])
+        if log_prob.dim() > 2 and not same_scale(own_scale(site), common):
+            raise InputError(
+                f"latent site {name!r} of the model depends on one that is summed out, and has a "
+                "scale of its own: β has no meaning for it"
+            )
+        densities.append(relative_scale(site, common) * log_prob)
+    return densities
+
+
+def check_one_plate(model: Execution) -> None:
+    """Refuse sites that plates scale by unlike N/B: a weight per datum has one.
+
+    Raises:
+        InputError: with the site's name.
+    """
+    sites = list((model.observed | model.enumerated | model.latent).values())
+    for site in sites[1:]:
+        if not math.isclose(plate_scale(site), plate_scale(sites[0])):
+            raise InputError(
+                f"site {site['name']!r} of the model: its subsampled plates scale it by "
+                f"{plate_scale(site):g} and {sites[0]['name']!r} by {plate_scale(sites[0]):g}; a "
+                "weight per datum takes the data plate alone"
+            )
 
 
 def relative_scale(site: dict[str, Any], common: Any) -> Any:
@@ -275,8 +307,7 @@ def common_scale(model: Execution) -> Any:
                 "weight per datum takes one scale for all of them"
             )
     for name, site in model.enumerated.items():
-        own = own_scale(site)
-        if own is not first and (isinstance(own, Tensor) or own != first):
+        if not same_scale(own_scale(site), first):
             raise InputError(
                 f"latent site {name!r} of the model is summed out and has a scale of its own: "
                 "β has no meaning for it"

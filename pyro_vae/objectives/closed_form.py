@@ -56,11 +56,21 @@ class ClosedFormELBO(PerDatum):
         guide = call.run_guide()
         call.check_reparameterized(guide)
         model = call.run_model(guide)
+        if guide.observed:
+            raise InputError(
+                f"closed_form: the guide has a factor, {next(iter(guide.observed))!r}, which is no "
+                "part of a closed-form KL; use --objective trace"
+            )
         check_order("closed_form", guide.latent, model.latent)
         terms = call.terms(guide, model)
         value = terms.log_likelihood.mean(0)
         for name, site in guide.latent.items():
             check_one_scale("closed_form", site, model.latent[name])
+            if model.log_prob(model.latent[name]).dim() > 2:
+                raise InputError(
+                    f"closed_form: latent site {name!r} depends on one that is summed out, so that "
+                    "p(z) is a mixture: no closed form of its KL"
+                )
             value = value - relative_scale(site, terms.common) * self._kl(name, guide, model)
         return Estimate(value, None, terms.factor)
 

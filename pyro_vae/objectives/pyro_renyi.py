@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from pyro.infer import RenyiELBO
+from pyro.infer.util import torch_item
 from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_vae.checks import check_number
 from pyro_vae.errors import InputError
-from pyro_vae.execution import plate_scale
-from pyro_vae.objectives._particles import particles
+from pyro_vae.execution import is_point, own_scale, plate_scale, same_scale
+from pyro_vae.objectives._particles import checked_traces, particles
 
 
 class PyroRenyi(RenyiELBO):
@@ -27,7 +28,8 @@ class PyroRenyi(RenyiELBO):
         num_particles: K.
 
     Raises:
-        InputError: when run with a subsampled plate, or a site outside the data plate.
+        InputError: when run with a subsampled plate, a scale of the observations, a
+            point for a guide, or a site outside the data plate.
     """
 
     def __init__(self, alpha: float = 0.0, num_particles: int = 10):
@@ -54,7 +56,9 @@ class PyroRenyi(RenyiELBO):
                     log_weight = log_weight + sign * site["log_prob"]
                     if trace is traces[1] and not site["fn"].has_rsample:
                         raise InputError(
-                            f"pyro_renyi: latent site {site['name']!r} is not reparameterized"
+                            f"pyro_renyi: latent site {site['name']!r} of the guide is not "
+                            "reparameterized; use --objective trace_graph, tvo or "
+                            "reweighted_wake_sleep"
                         )
         power = 1 - self.alpha
         log_weight = torch.atleast_1d(torch.as_tensor(power * log_weight))
@@ -64,8 +68,21 @@ class PyroRenyi(RenyiELBO):
         warn_if_nan(loss, "loss")
         return loss
 
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Return the loss, its gradient added to the parameters'.
+
+        Pyro's own leaves the parameters of a discrete latent unmoved at α = 0.
+        """
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        value: float = torch_item(loss)
+        return value
+
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+        model_trace, guide_trace = checked_traces(
+            "pyro_renyi", super()._get_trace, model, guide, args, kwargs
+        )
         for trace in (model_trace, guide_trace):
             for name, site in trace.nodes.items():
                 if site["type"] != "sample":
@@ -74,6 +91,16 @@ class PyroRenyi(RenyiELBO):
                     raise InputError(
                         f"pyro_renyi: site {name!r} stands outside the data plate, where Pyro "
                         "takes one weight for all data"
+                    )
+                if trace is guide_trace and is_point(site["fn"]):
+                    raise InputError(
+                        f"pyro_renyi: latent site {name!r} of the guide is a point without a "
+                        "density, and log p(x, z) is no bound; use --objective trace"
+                    )
+                if site["is_observed"] and not same_scale(own_scale(site), 1.0):
+                    raise InputError(
+                        f"pyro_renyi: Pyro puts the scale of site {name!r} inside the logarithm, "
+                        "which is no bound; use --objective renyi"
                     )
                 if plate_scale(site) != 1:
                     raise InputError(

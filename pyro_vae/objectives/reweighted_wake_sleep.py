@@ -74,7 +74,7 @@ def _log_guide_of_dreams(call: Call, guide: Execution) -> Tensor:
         dreamer = poutine.uncondition(call.model)
         dream = execute(
             dreamer, "guide", 1, call.args, call.kwargs, values=guide.subsamples,
-            num_data=guide.num_data,
+            num_data=guide.num_data or None,
         )  # fmt: skip
     values: dict[str, Any] = {name: dream.latent[name]["value"] for name in guide.latent}
     observed = [
@@ -91,6 +91,6 @@ def _log_guide_of_dreams(call: Call, guide: Execution) -> Tensor:
         )
     run = execute(
         call.guide, "guide", 1, (dreamt.to(x), *call.args[1:]), call.kwargs,
-        values={**guide.subsamples, **values}, num_data=guide.num_data,
+        values={**guide.subsamples, **values}, num_data=guide.num_data or None,
     )  # fmt: skip
     return run.total([run.log_prob(site) for site in run.latent.values()])[0]

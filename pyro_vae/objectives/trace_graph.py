@@ -8,7 +8,7 @@ from pyro.infer import TraceGraph_ELBO
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from pyro_vae.objectives._particles import particles
+from pyro_vae.objectives._particles import checked_traces, particles
 
 
 class TraceGraph(TraceGraph_ELBO):
@@ -23,6 +23,9 @@ class TraceGraph(TraceGraph_ELBO):
 
     def __init__(self, num_particles: int = 1):
         super().__init__(**particles(num_particles))
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        return checked_traces("trace_graph", super()._get_trace, model, guide, args, kwargs)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss, whose gradient is that of Pyro's surrogate."""

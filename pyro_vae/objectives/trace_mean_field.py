@@ -9,8 +9,9 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch.distributions import kl_divergence
 
+from pyro_vae.errors import InputError
 from pyro_vae.objectives._order import check_one_scale, check_order
-from pyro_vae.objectives._particles import particles
+from pyro_vae.objectives._particles import checked_traces, particles
 
 
 class TraceMeanField(TraceMeanField_ELBO):
@@ -50,7 +51,15 @@ class TraceMeanField(TraceMeanField_ELBO):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         with warnings.catch_warnings():  # said below, in one line
             warnings.filterwarnings("ignore", "Failed to verify mean field", UserWarning)
-            model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+            model_trace, guide_trace = checked_traces(
+                "trace_mean_field", super()._get_trace, model, guide, args, kwargs
+            )
+        for name in guide_trace.stochastic_nodes:
+            if not guide_trace.nodes[name]["fn"].has_rsample:
+                raise InputError(
+                    f"trace_mean_field: latent site {name!r} of the guide is not reparameterized; "
+                    "use --objective trace_graph, tvo or reweighted_wake_sleep"
+                )
         latents = [name for name in guide_trace.stochastic_nodes if name in model_trace.nodes]
         check_order("trace_mean_field", latents, model_trace.stochastic_nodes)
         for name in latents:

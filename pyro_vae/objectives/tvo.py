@@ -73,20 +73,24 @@ class TVO(PerDatum):
         widths = betas.diff()
         nodes = betas[:-1] if self.side == "left" else betas[1:]
         f = terms.log_weight.detach()
-        weights = (nodes[:, None, None] * f).softmax(1)  # [P, K, B]
+        at = nodes[:, None, None]
+        tempered = (at * f).clamp(min=torch.finfo(f.dtype).min)
+        weights = tempered.masked_fill(at == 0, 0.0).softmax(1)  # [P, K, B]; 0 · (−∞) is 0
+        f = torch.where(weights == 0, 0.0, f)
         means = (weights * f).sum(1)
         value = torch.einsum("p,pb->b", widths, means)
         if not needs_gradient():
             return Estimate(value, None, terms.factor)
         # Σ_i Δ_i (v ∇log w + v (f − f̄) (β ∇log p + (1 − β) ∇log q)); at β = 0 the draws are
         # exact, and K/(K − 1) makes the covariance of a sample unbiased.
-        K = f.shape[0]
+        K = f.shape[1]
         correction = torch.where(nodes == 0, K / (K - 1), 1.0)
         covariance = weights * (f - means[:, None]) * correction[:, None, None]
         of_joint = torch.einsum("p,pkb->kb", widths * nodes, covariance)
         of_guide = torch.einsum("p,pkb->kb", widths * (1 - nodes), covariance)
         mean = torch.einsum("p,pkb->kb", widths, weights)
-        surrogate = (mean + of_joint) * terms.log_joint + (of_guide - mean) * terms.log_guide
+        log_joint = terms.log_joint.masked_fill(terms.log_joint == -torch.inf, 0.0)
+        surrogate = (mean + of_joint) * log_joint + (of_guide - mean) * terms.log_guide
         return Estimate(value, _sum(surrogate), terms.factor)
 
 

@@ -247,6 +247,17 @@ def test_a_reference_lost_in_noise_is_no_unit():
     assert found["largest_z"] is not None
 
 
+def test_what_rounding_does_is_no_bias():
+    """Draws that differ by 1e-17 and from the reference by 1e-15: below a rounding of 1e-13."""
+    generator = torch.Generator().manual_seed(0)
+    draws = 1e-17 * torch.randn(40, 5, generator=generator, dtype=torch.float64)
+    reference = torch.tensor([1.0, 1e-15, 1e-15, 1e-15, 1e-15], dtype=torch.float64)
+    draws[:, 0] += 1
+    found = error(moments_of(draws), Average.exact(reference, Sketch(5)), 1e-13)
+    assert found["largest_z"] < 0.1
+    assert found["bias"] < found["bias_standard_error"]
+
+
 # Estimators on a pair
 
 
