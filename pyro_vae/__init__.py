@@ -11,6 +11,7 @@ if (_root / "pyproject.toml").is_file() and (_root / "models" / "__init__.py").i
 __version__ = "0.1.0"
 
 from pyro_vae import objectives  # noqa: E402
+from pyro_vae.comparison import compare_estimators, compare_gradients  # noqa: E402
 from pyro_vae.config import Config  # noqa: E402
 from pyro_vae.data import DataSplits, load_data  # noqa: E402
 from pyro_vae.errors import InputError  # noqa: E402
@@ -27,6 +28,8 @@ __all__ = [
     "load_run",
     "log_weights",
     "log_likelihood",
+    "compare_estimators",
+    "compare_gradients",
     "objectives",
     "Trainer",
     "DataSplits",

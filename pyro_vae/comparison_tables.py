@@ -56,7 +56,7 @@ def check_tables(checks: Sequence[Check], width: int) -> list[Table]:
     cells = [
         {
             "holds": "yes" if check.holds else "NO",
-            "largest violation": f"{check.largest:.1e}",
+            "largest violation": f"{check.largest:.1e}" if check.largest else "0",
             "tolerance": f"{check.tolerance:.0e}",
         }
         for check in checks

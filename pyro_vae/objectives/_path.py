@@ -13,7 +13,9 @@ from pyro_vae.objectives._per_datum import (
     Call,
     EachLatent,
     Estimate,
+    common_scale,
     needs_gradient,
+    relative_scale,
     scaled_total,
 )
 
@@ -21,7 +23,7 @@ from pyro_vae.objectives._per_datum import (
 def path_estimate(
     call: Call,
     bound: Callable[[Tensor], Tensor],
-    coefficients: Callable[[Tensor], tuple[Tensor, Tensor | None]],
+    coefficients: Callable[[Tensor, list[Any]], tuple[Tensor, Tensor | None]],
 ) -> Estimate:
     """Return a bound whose gradient reaches the guide through its draws alone.
 
@@ -37,7 +39,8 @@ def path_estimate(
     Arguments:
         call: the programs.
         bound: log-weights ``[K, B]`` → the bound's value ``[B]``.
-        coefficients: log-weights ``[K, B]`` → c and s, each ``[K, B]``; None is s = 1.
+        coefficients: log-weights ``[K, B]`` and the guide's β, one a latent, → c and s,
+            each ``[K, B]``; None is s = 1.
 
     Raises:
         InputError: a site of the guide is not reparameterized, or its density is known at
@@ -55,10 +58,12 @@ def path_estimate(
         return _expand(scale[0], gradient) * gradient if scale else gradient
 
     model = call.run_model(guide, {n: _hooked(z, times_s) for n, z in guide.values.items()})
+    with torch.no_grad():  # first: a flow remembers its own draw, where its density is one pass
+        log_guide = scaled_total(guide, common_scale(model), draws.original)
     terms = call.terms(guide, model)
-    with torch.no_grad():  # at its own draws a flow's density is one pass, and exact
-        log_weight = terms.log_joint - scaled_total(guide, terms.common, draws.original)
-    c, s = coefficients(log_weight)
+    log_weight = terms.log_joint.detach() - log_guide
+    betas = [relative_scale(site, terms.common) for site in guide.latent.values()]
+    c, s = coefficients(log_weight, betas)
     if s is not None:
         scale.append(s)
     surrogate = (c * terms.log_joint.masked_fill(c == 0, 0.0)).sum(0)
@@ -102,10 +107,12 @@ def _guide_gradients(
 ) -> list[tuple[Tensor, Tensor]]:
     """z and ∂log q(z|x)/∂z at fixed parameters, for every draw that gradients pass through."""
     values = [z for z in guide.values.values() if z.requires_grad]
-    if not values:
+    if not values or not log_guide.requires_grad:
         return []
     draws.open = False
-    gradients = torch.autograd.grad(log_guide.sum(), values, retain_graph=True)
+    gradients = torch.autograd.grad(
+        log_guide.sum(), values, retain_graph=True, materialize_grads=True
+    )
     draws.open = True
     return list(zip(values, gradients, strict=True))
 

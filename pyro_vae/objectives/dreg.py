@@ -2,8 +2,12 @@
 
 __all__ = ["DReG"]
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from pyro_vae.errors import InputError
 from pyro_vae.objectives._path import path_estimate
 from pyro_vae.objectives._per_datum import Call, Estimate, PerDatum
 from pyro_vae.objectives._weights import log_mean_exp, normalized
@@ -16,7 +20,10 @@ class DReG(PerDatum):
     ∇_φ = Σ_k w̃_k² ∂log w_k/∂z_k · ∂z_k/∂φ,  ∇_θ = Σ_k w̃_k ∇_θ log p(x, z_k)
 
     The value is that of ``iwae``, and so is the mean of the gradient. The guide's
-    parameters inside log q are held fixed; see ``sticking_the_landing``.
+    parameters inside log q are held fixed; see ``sticking_the_landing``. The score
+    of β log q that is dropped stands in Σ_k w̃_k ∇_φ log w_β with the factor −β, and
+    E[w̃_k ∂log q(z_k)/∂φ] = E[w̃_k (1 − w̃_k) ∂log w_k/∂z_k · ∂z_k/∂φ]: with β ≠ 1 the
+    second w̃_k of ∇_φ is 1 − β (1 − w̃_k).
 
     References:
         Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives
@@ -28,7 +35,7 @@ class DReG(PerDatum):
 
     Raises:
         InputError: when differentiated with a guide that is not reparameterized, or whose
-            density is known at its own draws only.
+            density is known at its own draws only; latents of the guide with unlike β.
     """
 
     def __init__(self, num_particles: int = 10):
@@ -36,9 +43,22 @@ class DReG(PerDatum):
 
     def estimate(self, call: Call) -> Estimate:
         """Return log p̂_K of each datum and the surrogate of its gradient."""
-        return path_estimate(call, log_mean_exp, _squared)
+        return path_estimate(call, log_mean_exp, _doubly)
 
 
-def _squared(log_weight: Tensor) -> tuple[Tensor, Tensor]:
+def _doubly(log_weight: Tensor, betas: list[Any]) -> tuple[Tensor, Tensor]:
+    """w̃ and 1 − β (1 − w̃), which is w̃ at β = 1."""
     weights = normalized(log_weight)
-    return weights, weights
+    beta = betas[0]
+    if any(other is not beta and not _equal(other, beta) for other in betas):
+        raise InputError(
+            "dreg: the guide's latents have unlike scales, and the gradient has one β; wrap both "
+            "programs in pyro_vae.annealing.Beta"
+        )
+    if not isinstance(beta, Tensor) and beta == 1:
+        return weights, weights
+    return weights, 1 - beta * (1 - weights)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return bool((torch.as_tensor(one) == torch.as_tensor(other)).all())

@@ -4,6 +4,7 @@ __all__ = ["Renyi"]
 
 import math
 
+import torch
 from torch import Tensor
 
 from pyro_vae.errors import InputError
@@ -59,7 +60,13 @@ class Renyi(PerDatum):
         if self.alpha == 1:
             return log_weight.mean(0)
         power = 1 - self.alpha
+        if abs(power) < SMALL_POWER:
+            # log-mean-exp of nearly equal numbers loses the digits that 1/power needs.
+            largest = log_weight.detach().amax(0).clamp(min=torch.finfo(log_weight.dtype).min)
+            ratio = torch.expm1(power * (log_weight - largest)).mean(0)
+            return largest + torch.log1p(ratio) / power
         return log_mean_exp(power * log_weight) / power
 
 
 LARGEST_ALPHA = 1e6
+SMALL_POWER = 1e-2

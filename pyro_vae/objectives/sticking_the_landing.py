@@ -2,6 +2,8 @@
 
 __all__ = ["StickingTheLanding"]
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -41,5 +43,5 @@ def _mean(log_weight: Tensor) -> Tensor:
     return log_weight.mean(0)
 
 
-def _uniform(log_weight: Tensor) -> tuple[Tensor, None]:
+def _uniform(log_weight: Tensor, betas: list[Any]) -> tuple[Tensor, None]:
     return torch.full_like(log_weight, 1 / log_weight.shape[0]), None

@@ -2,9 +2,11 @@
 
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 
 from pyro_vae.annealing import Beta
 from pyro_vae.errors import InputError
@@ -127,3 +129,22 @@ def test_trains_in_svi(lands_on_the_posterior):
 def test_bad_arguments(num_particles):
     with pytest.raises(InputError, match="num_particles must be a whole number ≥ 1"):
         DReG(num_particles)
+
+
+def test_latents_of_unlike_beta_are_refused():
+    """The score of each latent's log q comes in with its own β; the gradient has one."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0)) + pyro.sample("y", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.zeros(()))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+            with poutine.scale(scale=0.5):
+                pyro.sample("y", dist.Normal(loc, 1.0))
+
+    with pytest.raises(InputError, match="dreg: the guide's latents have unlike scales"):
+        DReG(2).loss_and_grads(model, guide, torch.zeros(3))

@@ -1,5 +1,7 @@
 """The path derivative: the ELBO's exact gradient on average, without noise at the posterior."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro_vae.guides.full_rank_normal import FullRankNormal
@@ -147,3 +149,25 @@ def test_a_density_at_own_draws_only_is_refused():
 def test_bad_arguments(num_particles):
     with pytest.raises(InputError, match="num_particles must be a whole number ≥ 1"):
         StickingTheLanding(num_particles)
+
+
+def test_a_density_that_does_not_depend_on_z():
+    """q = U(0, s): log q is −log s wherever z lies, and the path through log q has no gradient."""
+    s = torch.tensor(0.8, requires_grad=True)
+    x = torch.zeros(3)
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Uniform(torch.zeros(()), s))
+
+    torch.manual_seed(0)
+    loss = StickingTheLanding().differentiable_loss(model, guide, x)
+    (gradient,) = torch.autograd.grad(loss, s)
+    torch.manual_seed(0)
+    u = torch.rand(3)  # z = s u, −log p(x, z) = z² + …, its derivative along s is 2 s u²
+    torch.testing.assert_close(gradient, (2 * s.detach() * u**2).sum())
