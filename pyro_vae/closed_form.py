@@ -10,6 +10,7 @@ __all__ = [
     "kl_diagonal_normal",
     "kl_full_rank_normal",
     "kl_laplace",
+    "kl_normal_laplace",
     "kl_gamma",
     "affine_normal_elbo",
     "exact_elbo",
@@ -39,12 +40,12 @@ class NoClosedForm(InputError):
 def kl_divergence(q: Any, p: Any) -> Tensor:
     """Return KL(q ‖ p) in nats, of the broadcast batch shape of q and p.
 
-    Two products over dimensions of one family (normal, Laplace, gamma), or two normals of
-    any covariance. The event dimensions are summed; where both are masked alike, a masked
-    element counts 0. A family is the class that defines the log-density, so that a
-    subclass with a ``log_prob`` of its own is none of these. Such a class may declare that its
-    density is nevertheless that of N(``loc``, A Aᵀ), by a property ``normal_factor``: A
-    ``[*, D, M]``, lower triangular where M = D.
+    Two products over dimensions of one family (normal, Laplace, gamma), a product of normals
+    and one of Laplace, or two normals of any covariance. The event dimensions are summed; where
+    both are masked alike, a masked element counts 0. A family is the class that defines the
+    log-density, so that a subclass with a ``log_prob`` of its own is none of these. Such a class
+    may declare that its density is nevertheless that of N(``loc``, A Aᵀ), by a property
+    ``normal_factor``: A ``[*, D, M]``, lower triangular where M = D.
 
     Arguments:
         q, p: distributions of one ``event_shape``; ``batch_shape`` broadcasts.
@@ -138,6 +139,23 @@ def kl_laplace(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tenso
     """
     ratio, shift = scale / prior_scale, (loc - prior_loc).abs()
     return shift / prior_scale + ratio * (-shift / scale).exp() - 1 - ratio.log()
+
+
+def kl_normal_laplace(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
+    """Return KL(N(μ, σ²) ‖ Laplace(m, s)), a dimension.
+
+    E_q |z − m|/s + log(2s/σ) − ½ log(2πe),  δ = μ − m
+    E_q |z − m| = σ √(2/π) exp(−δ²/2σ²) + δ erf(δ/(σ √2))
+
+    Arguments:
+        loc, scale: μ and the standard deviation σ of q.
+        prior_loc, prior_scale: m and s of p; all broadcast.
+    """
+    shift = loc - prior_loc
+    t = shift / (scale * math.sqrt(2))
+    distance = scale * math.sqrt(2 / math.pi) * (-(t**2)).exp() + shift * t.erf()
+    entropy = 0.5 * math.log(2 * math.pi * math.e)
+    return distance / prior_scale + (2 * prior_scale / scale).log() - entropy
 
 
 def kl_gamma(
@@ -235,11 +253,13 @@ def mask_of(fn: Any) -> Tensor | None:
     return _unwrap(fn)[1]
 
 
-# Products over dimensions, by the class that defines the density: formula, parameters.
-_PRODUCTS: dict[type, tuple[Callable[..., Tensor], tuple[str, str]]] = {
-    dist.Normal: (kl_diagonal_normal, ("loc", "scale")),
-    dist.Laplace: (kl_laplace, ("loc", "scale")),
-    dist.Gamma: (kl_gamma, ("concentration", "rate")),
+# Products over dimensions, by the classes that define the densities of q and p: formula,
+# parameters.
+_PRODUCTS: dict[tuple[type, type], tuple[Callable[..., Tensor], tuple[str, str]]] = {
+    (dist.Normal, dist.Normal): (kl_diagonal_normal, ("loc", "scale")),
+    (dist.Laplace, dist.Laplace): (kl_laplace, ("loc", "scale")),
+    (dist.Normal, dist.Laplace): (kl_normal_laplace, ("loc", "scale")),
+    (dist.Gamma, dist.Gamma): (kl_gamma, ("concentration", "rate")),
 }
 _NAMES: dict[type, str] = {
     dist.MultivariateNormal: "full-rank normal",
@@ -252,13 +272,13 @@ _NAMES: dict[type, str] = {
 
 
 def _per_dim(q: Any, p: Any) -> Tensor | None:
-    """KL a dimension, ``[*batch, *event]``; None where q and p are no products of one family."""
+    """KL a dimension, ``[*batch, *event]``; None where q and p are no such products."""
     _check_same_event(q, p)
     (q_base, q_mask), (p_base, p_mask) = _unwrap(q), _unwrap(p)
-    family = _definer(q_base)
-    if family is not _definer(p_base) or family not in _PRODUCTS:
+    families = _definer(q_base), _definer(p_base)
+    if families not in _PRODUCTS:
         return None
-    formula, names = _PRODUCTS[family]
+    formula, names = _PRODUCTS[families]
     kl = formula(*(getattr(fn, name) for fn in (q_base, p_base) for name in names))
     return _masked(kl.expand(_batch_shape(q, p) + q.event_shape), q_mask, p_mask)
 
