@@ -94,7 +94,7 @@ def compare_estimators(
         ...         pyro.sample("z", dist.Normal(x / 2, 0.5 ** 0.5))
         >>> rows = compare_estimators(model, guide, torch.tensor([0.3, 1.2]), num_repeats=3)
         >>> rows[5].estimator, round(rows[5].mean, 3)  # q is the posterior: the truth
-        ('iwae(num_particles=10)', -1.648)
+        ('iwae(num_particles=10)', -1.457)
     """
     return compare_values(
         model, guide, x, estimators=estimators, num_repeats=num_repeats, seed=seed

@@ -49,7 +49,7 @@ class DReG(PerDatum):
 def _doubly(log_weight: Tensor, betas: list[Any]) -> tuple[Tensor, Tensor]:
     """w̃ and 1 − β (1 − w̃), which is w̃ at β = 1."""
     weights = normalized(log_weight)
-    beta = betas[0]
+    beta = betas[0] if betas else 1.0
     if any(other is not beta and not _equal(other, beta) for other in betas):
         raise InputError(
             "dreg: the guide's latents have unlike scales, and the gradient has one β; wrap both "
