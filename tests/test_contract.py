@@ -453,3 +453,11 @@ def test_output_bias_starts_the_decoder_at_the_data_mean(network):
             torch.nn.init.zeros_(parameter)
     pixels = model.decode(torch.randn(3, 3, dtype=torch.float64)).mean
     torch.testing.assert_close(pixels, torch.full((3, *EVENT), 0.2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", names("objective"))
+def test_every_objective_says_which_kl_is_analytic(name):
+    """Where q and p are normal those of ``closed_form`` and ``trace_mean_field``, else none."""
+    model, guide = Case().pair()
+    analytic = name in ("closed_form", "trace_mean_field")
+    assert build("objective", name).analytic_kl(model, guide, Case().data()) == {"z": analytic}

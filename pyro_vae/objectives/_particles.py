@@ -1,13 +1,15 @@
 """The particles of Pyro's own estimators, and what their traces must fulfil."""
 
-__all__ = ["particles", "checked_traces"]
+__all__ = ["particles", "checked_traces", "SampledKL"]
 
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from pyro_vae.errors import InputError
-from pyro_vae.execution import plate_scale
+from pyro_vae.execution import execute, plate_scale
 
 
 def particles(num_particles: int) -> dict[str, Any]:
@@ -25,6 +27,16 @@ def particles(num_particles: int) -> dict[str, Any]:
         "vectorize_particles": num_particles > 1,
         "max_plate_nesting": 1,
     }
+
+
+class SampledKL:
+    """An estimator of Pyro's that samples every KL(q ‖ p)."""
+
+    def analytic_kl(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> dict[str, bool]:
+        """Return latent site → whether its KL(q ‖ p) is analytic here: none is."""
+        with torch.no_grad():
+            run = execute(guide, "guide", 1, args, kwargs)
+        return dict.fromkeys(run.latent, False)
 
 
 def checked_traces(

@@ -13,10 +13,10 @@ from torch import Tensor
 from pyro_vae.checks import check_number
 from pyro_vae.errors import InputError
 from pyro_vae.execution import is_point, own_scale, plate_scale, same_scale
-from pyro_vae.objectives._particles import checked_traces, particles
+from pyro_vae.objectives._particles import SampledKL, checked_traces, particles
 
 
-class PyroRenyi(RenyiELBO):
+class PyroRenyi(SampledKL, RenyiELBO):
     """Pyro's RenyiELBO, refused where its weights are not those of one datum.
 
     See ``renyi``, which it equals on the same noise. Pyro puts the scale of a subsampled

@@ -6,10 +6,10 @@ from typing import Any
 
 from pyro.infer import Trace_ELBO
 
-from pyro_vae.objectives._particles import checked_traces, particles
+from pyro_vae.objectives._particles import SampledKL, checked_traces, particles
 
 
-class Trace(Trace_ELBO):
+class Trace(SampledKL, Trace_ELBO):
     """Pyro's Trace_ELBO: the Monte Carlo ELBO, particles vectorized under one plate.
 
     (1/K) Σ_k log p(x, z_k) − log q(z_k|x),  z_k ~ q(z|x)

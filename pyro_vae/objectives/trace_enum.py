@@ -8,10 +8,10 @@ from pyro.infer import TraceEnum_ELBO
 
 from pyro_vae.errors import InputError
 from pyro_vae.execution import own_scale
-from pyro_vae.objectives._particles import checked_traces, particles
+from pyro_vae.objectives._particles import SampledKL, checked_traces, particles
 
 
-class TraceEnum(TraceEnum_ELBO):
+class TraceEnum(SampledKL, TraceEnum_ELBO):
     """Pyro's TraceEnum_ELBO: the ELBO, discrete latents marked for enumeration summed exactly.
 
     Sites with ``infer={"enumerate": "parallel"}``, in the model alone or in the guide, are

@@ -8,10 +8,10 @@ from pyro.infer import TraceGraph_ELBO
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from pyro_vae.objectives._particles import checked_traces, particles
+from pyro_vae.objectives._particles import SampledKL, checked_traces, particles
 
 
-class TraceGraph(TraceGraph_ELBO):
+class TraceGraph(SampledKL, TraceGraph_ELBO):
     """Pyro's TraceGraph_ELBO: the ELBO, score terms with only the costs downstream of them.
 
     Its value is that of ``trace``; for latents without a reparameterization its
