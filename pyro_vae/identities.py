@@ -14,13 +14,12 @@ from torch import Tensor
 
 from pyro_vae.closed_form import NoClosedForm, kl_divergence
 from pyro_vae.errors import InputError
+from pyro_vae.evaluation._cubature import Integral, integrate
 from pyro_vae.evaluation.quadrature import (
-    Integral,
     LatentSpace,
     Terms,
     draws_of,
     in_double,
-    integrate,
     latent_space,
     log_evidence_by_quadrature,
     log_guide,
@@ -185,6 +184,7 @@ def _expected_quadratic(pair: "_Pair", name: str, q: Any) -> Tensor | None:
     L = getattr(q, "normal_factor", getattr(q, "scale_tril", None))
     L = torch.diag_embed(q.stddev) if L is None else L
     M = L.shape[-1]
+    L = L.expand(*q.batch_shape, *L.shape[-2:])  # a declared factor may lack batch dimensions
     steps = M**0.5 * L.movedim(-1, 0)[:, 0]  # [M, B, D]
     points = torch.cat([0 * steps[:1], steps, -steps, 2 * steps, -2 * steps]) + q.mean[0]
     run = execute(pair.model, "model", len(points), (pair.x,), values={name: points})

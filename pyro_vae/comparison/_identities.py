@@ -41,10 +41,16 @@ class Identity(NamedTuple):
     """``[B]``"""
     high: Tensor
 
-    def violation(self, values: Tensor) -> float:
-        """Return how far the value of a datum lies outside, in nats; the largest."""
+    def worst(self, values: Tensor, tolerance: Tensor) -> tuple[float, float]:
+        """Return how far the value of a datum lies outside, and what it may, in nats.
+
+        Of the datum that lies farthest outside in units of its own tolerance.
+        """
         outside = torch.maximum(self.low - values, values - self.high).clamp(min=0)
-        return float(outside.max())
+        outside = outside.nan_to_num(nan=torch.inf)  # ∞ − ∞ is no equality
+        tolerance = tolerance.expand_as(outside)
+        b = int((outside / tolerance).argmax())
+        return float(outside[b]), float(tolerance[b])
 
 
 def identities(

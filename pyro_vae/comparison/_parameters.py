@@ -1,18 +1,19 @@
 """The parameters of a pair in two groups, and one gradient of an objective with respect to them."""
 
-__all__ = ["Groups", "find_groups", "Gradients"]
+__all__ = ["Groups", "find_groups", "Gradients", "kept_buffers"]
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.comparison._moments import Sketch
-from pyro_vae.execution import Program, plate_scale
+from pyro_vae.execution import Program, own_scale, plate_scale
 from pyro_vae.seeding import seeded
 
 
@@ -38,6 +39,20 @@ class Groups:
         for group, leaves in self.leaves.items():
             own, gradients = gradients[: len(leaves)], gradients[len(leaves) :]
             yield group, torch.cat([gradient.reshape(-1).double() for gradient in own])
+
+
+@contextmanager
+def kept_buffers(*programs: Program) -> Iterator[None]:
+    """Give modules their buffers back: batch norm in training mode counts every run."""
+    modules = [program for program in programs if isinstance(program, nn.Module)]
+    buffers = [buffer for module in modules for buffer in module.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
 
 
 def find_groups(model: Program, guide: Program, x: Tensor) -> Groups:
@@ -123,11 +138,13 @@ def _leaves(trace: Any) -> dict[int, Tensor]:
 
 
 def _num_data(trace: Any) -> float:
-    """The plate's size times N/B of its subsample, at the first observed site."""
+    """The plate's size times N/B of its subsample and any scale, at the first observed site."""
     for site in trace.nodes.values():
         if site["type"] == "sample" and site["is_observed"]:
             sizes = [frame.size for frame in site["cond_indep_stack"] if frame.dim == -1]
-            return float(plate_scale(site) * sizes[0]) if sizes else 1.0
+            scale = torch.as_tensor(own_scale(site))
+            common = float(scale) if scale.numel() == 1 and float(scale) > 0 else 1.0
+            return float(plate_scale(site) * sizes[0]) * common if sizes else 1.0
     return 1.0
 
 

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from pyro_vae.checks import check_count
@@ -21,14 +22,14 @@ from pyro_vae.comparison._estimators import (
 )
 from pyro_vae.comparison._exact import exact_bound
 from pyro_vae.comparison._moments import Average, Moments
-from pyro_vae.comparison._parameters import Gradients
+from pyro_vae.comparison._parameters import Gradients, kept_buffers
 from pyro_vae.comparison._summary import error, noise
 from pyro_vae.comparison.per_datum import refusals
 from pyro_vae.comparison.rows import GradientRow
 from pyro_vae.components import find
 from pyro_vae.execution import Program
 from pyro_vae.log_weights import check_data, own_parameters
-from pyro_vae.seeding import derive_seed
+from pyro_vae.seeding import derive_seed, seeded
 
 DEFAULT_ESTIMATORS = (
     "trace", "closed_form", "trace_mean_field", "trace_graph", "sticking_the_landing", "iwae",
@@ -104,13 +105,14 @@ def compare_gradients(
     check_count("compare_gradients", "num_repeats", num_repeats, low=4)
     reference_repeats = 2 * num_repeats if reference_repeats is None else reference_repeats
     check_count("compare_gradients", "reference_repeats", reference_repeats, low=4)
-    with own_parameters(model, guide):
+    with own_parameters(model, guide), kept_buffers(model, guide):
         gradients = Gradients(model, guide, x)
         if estimators is None:
             enumerating = (ENUMERATING,) if gradients.groups.enumerates else ()
             estimators = (*enumerating, *DEFAULT_ESTIMATORS)
         found = candidates(estimators, particles)
-        bound = exact_bound(model, guide, x, gradients.groups.num_data)
+        with seeded(derive_seed(seed, "gradients", "exact"), x.device):
+            bound = exact_bound(model, guide, x, gradients.groups.num_data)
         exact = None if bound is None else gradients.of_bound(bound)
         runs = [_Run(candidate, gradients, num_repeats, seed) for candidate in found]
         references = _References(gradients, exact, reference_repeats, seed)
@@ -175,7 +177,9 @@ class _Run:
         try:
             with refusals():
                 drawn = self._gradients.draw(self.candidate.objective, seed)
-        except (ValueError, NotImplementedError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # the pair ran: what fails is the estimator on it
             self.refusal = one_line(error)
             return None
         if not all(bool(vector.isfinite().all()) for vector in drawn[0].values()):

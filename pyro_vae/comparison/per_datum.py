@@ -47,16 +47,17 @@ class Draw:
     @property
     def num_data(self) -> int:
         """B."""
-        return self.guide.num_data
+        return self.model.num_data
 
     @property
-    def tolerance(self) -> float:
-        """What two ways to compute one value may differ by, in nats a datum.
+    def tolerance(self) -> Tensor:
+        """What two ways to compute the value of a datum may differ by, ``[B]``, in nats.
 
-        256 eps (1 + max |log p(x|z)| + |log p(z)| + |log q(z|x)|), of the programs' dtype.
+        256 eps (1 + max_k |log p(x|z)| + |log p(z)| + |log q(z|x)|), of the programs' dtype.
         """
         t = self.terms
-        size = float((t.log_likelihood.abs() + t.log_prior.abs() + t.log_guide.abs()).max())
+        size = t.log_likelihood.abs() + t.log_prior.abs() + t.log_guide.abs()
+        size = size.double().amax(0)
         return ROUNDING * torch.finfo(t.log_weight.dtype).eps * (1 + size)
 
 
@@ -71,9 +72,9 @@ def draw(model: Program, guide: Program, x: Tensor, num_particles: int, seed: in
         guide_run = call.run_guide()
         model_run = call.run_model(guide_run)
         terms = call.terms(guide_run, model_run)
-    if guide_run.num_data != len(x):
+    if model_run.num_data != len(x):
         raise InputError(
-            f"the data plate holds {guide_run.num_data} of the {len(x)} data; to compare, give "
+            f"the data plate holds {model_run.num_data} of the {len(x)} data; to compare, give "
             "programs a plate of all that they are called with"
         )
     return Draw(seed, terms, guide_run, model_run)
@@ -141,7 +142,7 @@ def _is_summed_here(objective: ELBO) -> bool:
 def _tolerance(draw: Draw) -> float:
     """Of a sum over the batch that carries the plate's N/B."""
     factor = torch.as_tensor(draw.terms.factor).abs().max()
-    return draw.num_data * draw.tolerance * max(1.0, float(factor))
+    return float(draw.tolerance.sum()) * max(1.0, float(factor))
 
 
 def _candidates(

@@ -8,12 +8,23 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    ELBO,
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceMeanField_ELBO,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
 from torch import Tensor
 
 from pyro_vae import objectives
 from pyro_vae.checks import check_count
 from pyro_vae.comparison._identities import TRACES, identities
+from pyro_vae.comparison._parameters import kept_buffers
 from pyro_vae.comparison.per_datum import Draw, draw, particles_of, per_datum
 from pyro_vae.comparison.rows import Check, Truth, ValueRow
 from pyro_vae.comparison.truth import find_truth
@@ -51,8 +62,14 @@ Estimator = str | ELBO | tuple[str, ELBO]
 DATA_BLOCK = 100
 LARGEST_BLOCK = 64_000
 
-# Pyro's ELBOs, whose own classes do not say that they are bounds.
-BOUNDS = (Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, objectives.TraceEnum)
+# Pyro's ELBOs, whose classes do not say that they are bounds; a user's subclass may be none.
+PYRO_ELBOS = (
+    Trace_ELBO, JitTrace_ELBO, TraceMeanField_ELBO, JitTraceMeanField_ELBO, TraceGraph_ELBO,
+    TraceEnum_ELBO, JitTraceEnum_ELBO, objectives.Trace, objectives.TraceMeanField,
+    objectives.TraceGraph, objectives.TraceEnum,
+)  # fmt: skip
+# Linear in the log-weights.
+ELBOS = (*PYRO_ELBOS, objectives.ClosedFormELBO, objectives.StickingTheLanding)
 # What is no part of an estimator's meaning.
 TECHNICAL = frozenset(
     (
@@ -142,7 +159,7 @@ def compare_values(
     size = _block_size(entries)
     starts = range(0, len(x), size)
     total, done = num_repeats * len(starts), 0
-    with own_parameters(model, guide), torch.no_grad():
+    with own_parameters(model, guide), kept_buffers(model, guide), torch.no_grad():
         first = _first_draw(model, guide, x[:size], seed)
         if estimators is None and first is not None and first.model.enumerated:
             entries.insert(0, _Entry(ENUMERATING, objectives.TraceEnum()))
@@ -156,8 +173,7 @@ def compare_values(
                 on_step(done, total)
     truth = find_truth(model, x, _num_latents(first), seed)
     reference = next(filter(None, (tally.reference for tally in tallies)), None)
-    weak = first is not None and _has_small_beta(first)
-    rows = [tally.row(truth, ordered, weak) for tally in tallies if not tally.entry.hidden]
+    rows = [tally.row(truth, ordered, first) for tally in tallies if not tally.entry.hidden]
     return Values(rows, reference, truth, list(_checks(tallies)))
 
 
@@ -211,14 +227,14 @@ class _Tally:
 
     def add_identities(self, values: Tensor, block: Draw, closed_form: Tensor | None) -> None:
         for each in identities(self.entry.label, self.entry.objective, block, closed_form):
-            largest, tolerance = self.identities.get(each.name, (0.0, 0.0))
-            violation = max(largest, each.violation(values))
-            self.identities[each.name] = violation, max(tolerance, block.tolerance)
+            worst = each.worst(values, block.tolerance)
+            before = self.identities.get(each.name, worst)
+            self.identities[each.name] = max(before, worst, key=lambda v: v[0] / v[1])
 
-    def row(self, truth: Truth | None, ordered: bool, small_beta: bool) -> ValueRow:
+    def row(self, truth: Truth | None, ordered: bool, first: Draw | None) -> ValueRow:
         """The row of the table."""
         objective, K = self.entry.objective, self.entry.num_particles
-        bound = _is_lower_bound(objective) and not small_beta
+        bound = _is_lower_bound(objective) and _beta_keeps_bound(objective, first)
         if self.refusal is not None:
             return ValueRow(self.entry.label, K, bound, self.refusal)
         count = len(self.data)
@@ -369,9 +385,9 @@ def _is_lower_bound(objective: ELBO) -> bool:
     said = getattr(objective, "is_lower_bound", None)
     if said is not None:
         return bool(said)
-    if isinstance(objective, RenyiELBO):
+    if type(objective) is RenyiELBO:
         return bool(objective.alpha >= 0)
-    return isinstance(objective, BOUNDS)
+    return type(objective) in PYRO_ELBOS
 
 
 def _analytic_kl(
@@ -403,10 +419,26 @@ def _num_latents(first: Draw | None) -> int:
     return sum(math.prod(value.shape[2:]) for value in values.values())
 
 
-def _has_small_beta(first: Draw) -> bool:
-    """Whether the programs carry a β < 1, under which no value is a bound."""
-    betas = (relative_scale(s, first.terms.common) for s in first.guide.latent.values())
-    return any(bool((torch.as_tensor(beta) < 1).any()) for beta in betas)
+def _beta_keeps_bound(objective: Any, first: Draw | None) -> bool:
+    """Whether β leaves the mean at most log p(x).
+
+    An ELBO's is for β ≥ 1. A mean of weights tends to log E_q p(x|z) (p(z)/q(z|x))^β, which
+    may exceed log p(x) at any β ≠ 1. With unlike scales log p − log q is no log-ratio.
+    """
+    if first is None:
+        return True
+    betas = []
+    for name, site in first.guide.latent.items():
+        both = (site, first.model.latent[name])
+        beta, other = (torch.as_tensor(relative_scale(s, first.terms.common)) for s in both)
+        if not torch.allclose(beta.double(), other.double().to(beta.device)):
+            return False
+        betas.append(beta.double())
+    is_linear = particles_of(objective) == 1 or type(objective) in ELBOS
+    is_linear = is_linear or getattr(objective, "alpha", 0.0) >= 1
+    if is_linear:
+        return all(bool((beta >= 1 - 1e-6).all()) for beta in betas)
+    return all(bool(((beta - 1).abs() <= 1e-6).all()) for beta in betas)
 
 
 def _block_size(entries: list[_Entry]) -> int:

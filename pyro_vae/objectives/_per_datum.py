@@ -196,8 +196,7 @@ class PerDatum(ELBO):
         value, surrogate, factor = self.estimate(self._call(model, guide, args, kwargs))
         loss = -(factor * value).sum()
         if surrogate is not None:
-            total = (factor * surrogate).sum()
-            loss = loss.detach() - (total - total.detach())
+            loss = _WithGradient.apply(loss.detach(), -(factor * surrogate).sum())
         warn_if_nan(loss, "loss")
         return loss
 
@@ -222,6 +221,18 @@ class PerDatum(ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+
+
+class _WithGradient(torch.autograd.Function):
+    """A value with the gradient of another; their difference would make NaN of ∞."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, surrogate: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, gradient
 
 
 class EachLatent(Messenger):

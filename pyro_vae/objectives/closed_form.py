@@ -81,7 +81,7 @@ class ClosedFormELBO(PerDatum):
         return dict.fromkeys(super().analytic_kl(model, guide, *args, **kwargs), True)
 
     def _kl(self, name: str, guide: Execution, model: Execution) -> Tensor:
-        """KL(q ‖ p) of one latent, the mean over K, ``[B]`` or with free bits ``[]``."""
+        """KL(q ‖ p) of one latent, the mean over K, ``[B]``."""
         q, p = guide.latent[name], model.latent[name]
         mask = _one_mask(name, q["mask"], p["mask"])
         if self.free_bits and not (mask is None and mask_of(q["fn"]) is None):
@@ -96,8 +96,13 @@ class ClosedFormELBO(PerDatum):
         return kl.mean(0)
 
     def _free(self, kl: Tensor) -> Tensor:
-        """Σ_d max(λ, mean of KL_d) of KL a dimension ``[K, B, *event]``."""
-        return kl.flatten(end_dim=1).mean(0).clamp(min=self.free_bits).sum()
+        """KL_d where its mean over the batch is above λ, else λ, ``[B]``, of ``[K, B, *event]``.
+
+        Its mean over the batch is Σ_d max(λ, mean of KL_d).
+        """
+        kl = kl.mean(0)
+        above = kl.detach().mean(0) > self.free_bits
+        return torch.where(above, kl, self.free_bits).reshape(len(kl), -1).sum(-1)
 
     def _is_analytic(self, q: dict[str, Any], p: dict[str, Any]) -> bool:
         try:

@@ -15,13 +15,8 @@ from pyro_vae.assembly import build_pair
 from pyro_vae.config import Config
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import log_likelihood
-from pyro_vae.evaluation.quadrature import (
-    _line_rule,
-    _reach,
-    _tensor_rule,
-    integrate,
-    log_evidence_by_quadrature,
-)
+from pyro_vae.evaluation._cubature import _line_rule, _reach, _tensor_rule, integrate
+from pyro_vae.evaluation.quadrature import log_evidence_by_quadrature
 from pyro_vae.protocols import Facts
 
 CPU = torch.device("cpu")
@@ -69,11 +64,11 @@ def log_by_scipy(prior, likelihood, x: float, points: list[float]) -> float:
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2])
-@pytest.mark.parametrize("sigma", [1.0, 0.3, 0.1, 0.02])
+@pytest.mark.parametrize("sigma", [1.0, 0.1, 0.02])
 def test_linear_gaussian_evidence_and_posterior(linear_gaussian, latent_dim, sigma):
     """Correlated posteriors of sd down to 0.005, far from 0 by up to two prior sd."""
     program = replace(linear_gaussian, W=linear_gaussian.W[:, :latent_dim], sigma=sigma)
-    x = program.simulate(10, seed=0)
+    x = program.simulate(4, seed=0)
     result = log_evidence_by_quadrature(program.model, x)
     assert_covers(result, program.log_evidence(x))
     posterior = program.posterior(x)
@@ -152,10 +147,13 @@ def test_a_ring():
     [
         dist.Normal(number(0.5), 2.0),
         dist.Laplace(number(0.0), 1.0),
-        dist.StudentT(number(3.0), 0.0, 1.0),
+        pytest.param(dist.StudentT(number(3.0), 0.0, 1.0), marks=pytest.mark.slow),
         dist.Cauchy(number(0.0), 1.0),
-        dist.TransformedDistribution(
-            dist.Uniform(number(0.0), 1.0), [dist.transforms.SigmoidTransform().inv]
+        pytest.param(
+            dist.TransformedDistribution(
+                dist.Uniform(number(0.0), 1.0), [dist.transforms.SigmoidTransform().inv]
+            ),
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["normal", "laplace", "student_t", "cauchy", "logistic"],
@@ -178,19 +176,64 @@ def test_heavy_tails_and_kinks(prior):
     assert_covers(result, torch.tensor(exact, dtype=torch.float64))
 
 
-def test_a_narrow_component_on_a_flat_background_is_found():
-    """A narrow component on the flat background of a wide one, σ 0.001 beside 2: its draws show it.
+def mixture_evidence(x: Tensor, weight: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """log Σ_c w_c N(x; m_c, s_c² I) of x ``[B, D]``, m ``[C, D]`` and s ``[C]``."""
+    log_prob = dist.Normal(loc, scale.unsqueeze(-1)).log_prob(x.unsqueeze(-2)).sum(-1)
+    return (weight.log() + log_prob).logsumexp(-1)
 
-    Log p(x) is that of a mixture of normals; the narrow component holds nearly all of it.
+
+def normal_mixture(weight: Tensor, loc: Tensor, scale: Tensor):
+    """Σ_c w_c N(m_c, s_c² I), m ``[…, C, D]``."""
+    parts = dist.Normal(loc, scale.unsqueeze(-1).expand_as(loc)).to_event(1)
+    return dist.MixtureSameFamily(dist.Categorical(weight.expand(loc.shape[:-1])), parts)
+
+
+@pytest.mark.parametrize(
+    ("dim", "narrow", "wide"), [(1, 1e-4, 1e-3), (1, 1e-3, 1e-2), (2, 1e-2, 0.1)]
+)
+def test_two_spikes_of_unequal_width_far_apart(dim, narrow, wide):
+    """x | z ~ ½ N(z, s₁²) + ½ N(z + 4, s₂²): z lies at x or at x − 4, in spikes that U shows.
+
+    No draw of the prior shows where. Either spike may hold all of the posterior or half of it;
+    the modes lie up to 10 prior sd out.
+    """
+    weight, shift = torch.full((2,), 0.5).double(), torch.tensor([[0.0], [4.0]]).double()
+    scale = torch.tensor([narrow, wide], dtype=torch.float64)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(dim), 1.0).to_event(1))
+            pyro.sample("x", normal_mixture(weight, z.unsqueeze(-2) + shift, scale), obs=x)
+
+    values = [2.07, 0.123] if dim == 2 else [-6.0, -2.0, 0.123, 1.9, 2.0, 2.07, 3.456, 6.0]
+    x = torch.tensor(values, dtype=torch.float64).unsqueeze(-1).expand(-1, dim)
+    result = log_evidence_by_quadrature(model, x)
+    exact = mixture_evidence(x, weight, shift.expand(2, dim), (1 + scale**2).sqrt())
+    assert_covers(result, exact)
+
+
+@pytest.mark.parametrize(
+    ("dim", "narrow", "where"), [(1, 1e-4, 1.2345), (1, 1e-6, -2.1), (2, 1e-4, 0.777)]
+)
+def test_a_spike_of_the_prior_on_a_flat_background(dim, narrow, where):
+    """p(z) = 0.9 N(0, 2²) + 0.1 N(m, s²), s to 10⁻⁶: the prior's draws show where it lies.
+
+    No node meets it otherwise, and beside it the density has no slope that rises toward it.
     """
     weight = torch.tensor([0.9, 0.1], dtype=torch.float64)
-    loc, scale = torch.tensor([0.0, 1.2345]).double(), torch.tensor([2.0, 0.001]).double()
-    prior = dist.MixtureSameFamily(dist.Categorical(weight), dist.Normal(loc, scale))
-    x = torch.tensor([1.2, 0.0], dtype=torch.float64)
-    result = log_evidence_by_quadrature(scalar_model(prior, lambda z: dist.Normal(z, 0.5)), x)
-    total = (scale**2 + 0.25).sqrt()
-    exact = (weight.log() + dist.Normal(loc, total).log_prob(x.unsqueeze(-1))).logsumexp(-1)
-    assert_covers(result, exact)
+    loc = torch.tensor([[0.0], [where]], dtype=torch.float64).expand(2, dim)
+    scale = torch.tensor([2.0, narrow], dtype=torch.float64)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", normal_mixture(weight, loc, scale))
+            pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+    x = torch.tensor([[where], [where - 1]], dtype=torch.float64).expand(-1, dim)
+    result = log_evidence_by_quadrature(model, x)
+    exact = mixture_evidence(x, weight, loc, (scale**2 + 0.25).sqrt())
+    assert result.converged.all()
+    assert ((result.log_px - exact).abs() < 1e-3).all()  # without the draws 0.4 off
 
 
 def test_discrete_latents_are_summed_out():
@@ -270,7 +313,7 @@ NEURAL = [
 
 @pytest.mark.parametrize(
     ("prior", "likelihood", "activation"),
-    [*NEURAL[:2], *(pytest.param(*case, marks=pytest.mark.slow) for case in NEURAL[2:])],
+    [*NEURAL[:1], *(pytest.param(*case, marks=pytest.mark.slow) for case in NEURAL[1:])],
 )
 def test_neural_decoders_against_importance_sampling(prior, likelihood, activation):
     """Within four standard errors of IWAE-50,000, seed 1, each below 0.01 nats."""
