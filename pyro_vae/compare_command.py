@@ -65,7 +65,8 @@ def compare_subject(console: Console, subject: Subject, out: Path, options: Opti
     _print(console, value_tables(comparison, console.width), value_notes(comparison))
     _print(console, check_tables(checks, console.width), [])
     if options.gradients:
-        comparison.gradients.extend(_gradients(console, subject, options))
+        write_comparison(out / "comparison.json", comparison, textbook)  # not lost at a Ctrl-C
+        comparison.gradients.extend(_gradients(console, subject, out, options))
         tables = gradient_tables(comparison.gradients, console.width)
         _print(console, tables, gradient_notes(comparison.gradients))
     if textbook:
@@ -130,18 +131,24 @@ def _values(console: Console, subject: Subject, options: Options) -> Values:
         )
 
 
-def _gradients(console: Console, subject: Subject, options: Options) -> list[GradientRow]:
-    with counting(console, "gradients, draws") as on_step:
-        return compare_gradients(
-            subject.model,
-            subject.guide,
-            subject.x,
-            estimators=options.estimators,
-            particles=options.particles,
-            num_repeats=options.num_repeats or GRADIENT_REPEATS,
-            seed=options.seed,
-            on_step=on_step,
-        )
+def _gradients(
+    console: Console, subject: Subject, out: Path, options: Options
+) -> list[GradientRow]:
+    try:
+        with counting(console, "gradients, draws") as on_step:
+            return compare_gradients(
+                subject.model,
+                subject.guide,
+                subject.x,
+                estimators=options.estimators,
+                particles=options.particles,
+                num_repeats=options.num_repeats or GRADIENT_REPEATS,
+                seed=options.seed,
+                on_step=on_step,
+            )
+    except KeyboardInterrupt:
+        _say(console, f"stopped at the gradients; the values are in {out / 'comparison.json'}")
+        raise
 
 
 def _protocol(subject: Subject, options: Options) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.errors import InputError, suggest
+from pyro_vae.errors import InputError
 from pyro_vae.execution import Program
 from pyro_vae.log_weights import log_weight_terms
 
@@ -64,13 +64,13 @@ def load_programs(path: str | Path) -> Programs:
     if path.suffix != ".py" or not path.is_file():
         found = "no such file" if path.suffix == ".py" else "expected a .py file, got"
         raise InputError(f"{found}: '{path}'")
-    members = _execute(path.resolve())
+    members = _execute(path)
     for name in ("model", "guide"):
         if name not in members:
             public = [key for key, value in members.items() if callable(value) and key[0] != "_"]
             raise InputError(
-                f"'{path}' has no {name!r}; expected model and guide, Pyro programs of x"
-                f"{suggest(name, public)}"
+                f"'{path}' has no {name!r}; expected model and guide, Pyro programs of x; it has: "
+                f"{', '.join(public) or 'nothing'}"
             )
         if isinstance(members[name], type) or not callable(members[name]):
             raise InputError(
@@ -98,11 +98,12 @@ def try_programs(programs: Programs, x: Tensor) -> None:
         ) from error
 
 
-def _execute(path: Path) -> dict[str, Any]:
+def _execute(given: Path) -> dict[str, Any]:
+    path = given.resolve()
     name = f"pyro_vae_program_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise InputError(f"'{path}': expected a Python file")
+        raise InputError(f"'{given}': expected a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles look their module up
     try:
@@ -110,7 +111,7 @@ def _execute(path: Path) -> dict[str, Any]:
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise InputError(f"'{path}' cannot be executed: {_told(error, path)}") from error
+        raise InputError(f"'{given}' cannot be executed: {_told(error, path)}") from error
     return vars(module)
 
 
@@ -127,7 +128,8 @@ def _told(error: BaseException, path: Path) -> str:
     """The error in one line, with the last line of the user's file that led to it."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     place = f"line {lines[-1]}: " if lines else ""
-    return place + " ".join(f"{type(error).__name__}: {error}".split())
+    message = str(error).partition("Trace Shapes:")[0]  # a table that Pyro adds
+    return place + " ".join(f"{type(error).__name__}: {message}".split())
 
 
 def _shown(value: object) -> str:

@@ -260,9 +260,13 @@ class Trainer:
 
     @property
     def is_lower_bound(self) -> bool:
-        """Whether the mean of minus the training loss is at most log p(x), at the last β."""
+        """Whether the mean of minus the training loss is at most log p(x), at the last β.
+
+        An ELBO's is for β ≥ 1; a mean of weights may exceed log p(x) at any β ≠ 1.
+        """
         of_objective = bool(getattr(self.objective, "is_lower_bound", True))
-        return self.criterion == "elbo" and of_objective and self.beta >= 1
+        beta = self.beta >= 1 if isinstance(self.objective, ELBOS) else self.beta == 1
+        return self.criterion == "elbo" and of_objective and beta
 
     def _draw_weights(self, x: Tensor) -> LogWeights:
         """One z a datum, weighed; in the current parameter store."""
@@ -380,17 +384,18 @@ class Trainer:
         return parameters
 
     def _try_objective(self) -> None:
-        """Let the objective refuse the pair before anything is trained."""
+        """Let the objective refuse the pair, its gradient too, before anything is trained."""
+        objective: Any = self.objective
+        tried = getattr(objective, "differentiable_loss", None) or objective.loss
         with (
             self.parameters(),
             forked(self.device),
             self._evaluation_mode(),
-            torch.no_grad(),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore", UserWarning)
             try:
-                self.svi.loss(self.svi.model, self.svi.guide, self._two_data())
+                tried(self.svi.model, self.svi.guide, self._two_data())
             except InputError:
                 raise
             except (ValueError, ArithmeticError):

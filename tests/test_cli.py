@@ -838,3 +838,14 @@ def test_an_interrupted_sweep_goes_on(tmp_path):
     assert state["trainer"]["progress"]["epoch"] == len(read_rows(metrics.parent)) > 0
     message = refuse(*SWEEP, "--seeds", "1", "--out", "s", cwd=tmp_path)
     assert "was trained with epochs=100000, not 2" in message
+
+
+@pytest.mark.parametrize("objective", ["sticking_the_landing", "dreg", "reweighted_wake_sleep"])
+def test_an_objective_that_cannot_be_differentiated_leaves_no_folder(tmp_path, objective):
+    """planar knows log q at its own draws only: refused before the run exists."""
+    message = refuse(
+        "train", *SMALL, "--guide", "planar", "--objective", objective, "--out", "run",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert "needs log q(z|x) at any z" in message
+    assert list(tmp_path.iterdir()) == []

@@ -105,7 +105,7 @@ def test_modules_keep_their_dtype_and_are_put_in_evaluation_mode(tmp_path):
     [
         ("x = 1\n", "has no 'model'; expected model and guide, Pyro programs of x"),
         ("def model(x): pass\n", "has no 'guide'"),
-        ("def model(x): pass\ndef guides(x): pass\n", "did you mean 'guides'"),
+        ("def model(x): pass\ndef guides(x): pass\n", "it has: model, guides"),
         ("class model: pass\ndef guide(x): pass\n", "got the class model"),
         ("model = 3\ndef guide(x): pass\n", "got int"),
         ("\nraise RuntimeError('two\\nlines')\n", "line 2: RuntimeError: two lines"),

@@ -1,6 +1,6 @@
 """Adaptive integration over ℝ or ℝ², a datum: the rule, which knows of no program."""
 
-__all__ = ["integrate", "Integral", "Integrand", "CPU_CHUNK"]
+__all__ = ["integrate", "Integral", "Integrand", "CPU_CHUNK", "check_tolerance"]
 
 import math
 from collections.abc import Callable
@@ -91,7 +91,7 @@ def integrate(
     Raises:
         InputError: the draws of a latent are all the same.
     """
-    _check_tolerance(tolerance, max_evaluations)
+    check_tolerance(tolerance, max_evaluations)
     quadrature = _Quadrature(integrand, draws, chunk_size, controlled, dtype)
     return quadrature.run(tolerance, max_evaluations)
 
@@ -478,7 +478,12 @@ def _steepest(L: Tensor, level: Tensor, order: int, dim: int) -> Tensor:
     return torch.stack(scores).argmax(0)
 
 
-def _check_tolerance(tolerance: float, max_evaluations: int) -> None:
+def check_tolerance(tolerance: float, max_evaluations: int) -> None:
+    """Refuse a tolerance or a limit that makes no sense.
+
+    Raises:
+        InputError: what was expected, what came.
+    """
     if not 0 < tolerance < 1:
         raise InputError(f"tolerance must lie between 0 and 1 nats, got {tolerance!r}")
     if type(max_evaluations) is not int or max_evaluations < 1:

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation._cubature import CPU_CHUNK, Integral, integrate
+from pyro_vae.evaluation._cubature import CPU_CHUNK, Integral, check_tolerance, integrate
 from pyro_vae.execution import Execution, Program, check_no_points, execute
 from pyro_vae.log_weights import check_data, own_parameters
-from pyro_vae.seeding import derive_seed, seeded
+from pyro_vae.seeding import derive_seed, forked, seeded
 
 MAX_DIM = 2
 NUM_DRAWS = 2000  # of the prior: they place the first cells
@@ -82,7 +82,8 @@ def log_evidence_by_quadrature(
 
     Raises:
         InputError: other than one or two latent dimensions; a latent that is discrete and
-            not enumerated, or not over all reals; log p(x, z) is NaN or +∞.
+            not enumerated, or not over all reals; log p(x, z) is NaN or +∞, or not the same
+            at each call with one z, as with dropout or batch norm in training mode.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -95,13 +96,15 @@ def log_evidence_by_quadrature(
         tensor([-1.2655], dtype=torch.float64)
     """
     check_data(x, 1)
+    check_tolerance(tolerance, max_evaluations)
     if double:
         (model,), x = in_double((model,), x)
     parts = []
-    with own_parameters(model):
+    with own_parameters(model), forked(x.device):
         for i, block in enumerate(x.split(DATA_BLOCK)):
             space = latent_space(model, block)
             terms = log_terms(model, block, space)
+            _check_function(terms, block, space)
 
             def joint(z: Tensor, data: Tensor, terms: Any = terms) -> tuple[Tensor, Tensor]:
                 return terms(z, data).log_joint, _powers(z)
@@ -287,6 +290,23 @@ def _check_real(name: str, fn: Any) -> None:
         raise InputError(
             f"latent site {name!r} has the support {support}, expected all reals; draw a real "
             "latent and transform it inside the model"
+        )
+
+
+def _check_function(
+    terms: Callable[[Tensor, Tensor], Terms], x: Tensor, space: LatentSpace
+) -> None:
+    """Refuse a log p(x, z) that varies from call to call, or with the z evaluated beside it."""
+    data = torch.arange(len(x), device=x.device)
+    z = torch.zeros(1, len(x), space.dim, dtype=torch.float64, device=x.device)
+    once = terms(z, data).log_joint[0]
+    again = terms(torch.cat([z, z + 1]), data).log_joint[0]
+    rounding = torch.finfo(space.dtype).eps ** 0.5
+    if not torch.allclose(once, again, rtol=rounding, atol=rounding):
+        raise InputError(
+            "log p(x, z) is not the same at each call with one z; expected a model that draws "
+            "nothing beside its latents and takes each z alone: put dropout and batch norm into "
+            "evaluation mode by .eval()"
         )
 
 

@@ -168,7 +168,7 @@ class PerDatum(ELBO):
     """
 
     is_lower_bound = True
-    """Whether its mean is at most log p(x), at β ≥ 1."""
+    """Whether its mean is at most log p(x), at β = 1; for an ELBO also at β > 1."""
 
     def __init__(self, num_particles: int = 1):
         super().__init__(**particles(num_particles))
