@@ -2,6 +2,7 @@
 
 import math
 import re
+from inspect import isfunction
 from pathlib import Path
 
 import pyro.distributions as pyro_dist
@@ -14,6 +15,7 @@ from pyro_vae.guides.low_rank_normal import LowRankNormal
 from pyro_vae.models.linear_gaussian import LinearGaussian
 from pyro_vae.models.vae import VAE
 
+from pyro_vae import identities
 from pyro_vae.closed_form import (
     NoClosedForm,
     affine_normal_elbo,
@@ -746,11 +748,15 @@ def test_the_derivation_names_functions_and_tests_that_exist():
     if not page.exists():
         pytest.skip("no docs beside the tests")
     text = page.read_text(encoding="utf-8")
-    files = ("test_closed_form.py", "objectives/test_closed_form.py")
+    files = ("test_closed_form.py", "objectives/test_closed_form.py", "test_identities.py",
+             "comparison/test_marks_and_units.py")  # fmt: skip
     code = "".join((tests / name).read_text(encoding="utf-8") for name in files)
     named = set(re.findall(r"`(test_\w+)", text))
     assert len(named) > 20
     assert not [name for name in named if f"def {name}(" not in code]
-    for function in (kl_diagonal_normal, kl_full_rank_normal, kl_laplace, kl_gamma,
+    for function in (kl_diagonal_normal, kl_full_rank_normal, kl_laplace, kl_normal_laplace, kl_gamma,
                      affine_normal_elbo, exact_elbo, kl_divergence):  # fmt: skip
         assert f"`{function.__name__}`" in text
+    for name in identities.__all__:
+        is_function = isfunction(getattr(identities, name))
+        assert not is_function or f"`identities.{name}`" in text
