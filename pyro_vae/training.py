@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import pyro
 import torch
-from pyro.infer import ELBO, SVI, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
+from pyro.infer import ELBO, SVI
 from pyro.infer.util import torch_item
 from torch import Tensor, nn
 
@@ -23,8 +23,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.execution import Program
 from pyro_vae.log_weights import LogWeights, draw_latents, weigh
 from pyro_vae.nonfinite import NonFiniteError, explain, largest_gradient
-from pyro_vae.objectives.closed_form import ClosedFormELBO
-from pyro_vae.objectives.sticking_the_landing import StickingTheLanding
+from pyro_vae.objectives._kinds import is_elbo
 from pyro_vae.objectives.trace import Trace
 from pyro_vae.optim import (
     JointOptim,
@@ -35,8 +34,6 @@ from pyro_vae.seeding import derive_seed, forked, seeded
 from pyro_vae.standard_error import standard_error_of_mean
 
 KEPT_ELEMENTS = 2**27  # of validation data: half a gigabyte in float32
-# Objectives whose value is the ELBO, however they differentiate it; Pyro's mean field is a Trace.
-ELBOS = (Trace_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, ClosedFormELBO, StickingTheLanding)
 
 
 class TrainingError(ArithmeticError):
@@ -255,8 +252,8 @@ class Trainer:
         ``log_joint`` where the guide is a point, ``objective`` for any other estimator, and
         with free bits.
         """
-        is_elbo = isinstance(self.objective, ELBOS) and not getattr(self.objective, "free_bits", 0)
-        return "objective" if self.criterion == "elbo" and not is_elbo else self.criterion
+        other = self.criterion == "elbo" and not is_elbo(self.objective)
+        return "objective" if other else self.criterion
 
     @property
     def is_lower_bound(self) -> bool:
@@ -265,7 +262,7 @@ class Trainer:
         An ELBO's is for β ≥ 1; a mean of weights may exceed log p(x) at any β ≠ 1.
         """
         of_objective = bool(getattr(self.objective, "is_lower_bound", True))
-        beta = self.beta >= 1 if isinstance(self.objective, ELBOS) else self.beta == 1
+        beta = self.beta >= 1 if self.training_criterion == "elbo" else self.beta == 1
         return self.criterion == "elbo" and of_objective and beta
 
     def _draw_weights(self, x: Tensor) -> LogWeights:

@@ -754,8 +754,8 @@ def test_the_derivation_names_functions_and_tests_that_exist():
     named = set(re.findall(r"`(test_\w+)", text))
     assert len(named) > 20
     assert not [name for name in named if f"def {name}(" not in code]
-    for function in (kl_diagonal_normal, kl_full_rank_normal, kl_laplace, kl_normal_laplace, kl_gamma,
-                     affine_normal_elbo, exact_elbo, kl_divergence):  # fmt: skip
+    for function in (kl_diagonal_normal, kl_full_rank_normal, kl_laplace, kl_normal_laplace,
+                     kl_gamma, affine_normal_elbo, exact_elbo, kl_divergence):  # fmt: skip
         assert f"`{function.__name__}`" in text
     for name in identities.__all__:
         is_function = isfunction(getattr(identities, name))

@@ -70,7 +70,7 @@ def test_plain_lines_off_a_terminal():
     [
         ("sticking_the_landing", {}, "ELBO -"),
         ("iwae(num_particles=2)", {}, "iwae -"),
-        ("iwae(num_particles=2)", {"beta": 2.0}, "β-iwae -"),
+        ("iwae(num_particles=2)", {"beta": 2.0}, "β-iwae (no lower bound) -"),
         ("renyi(alpha=-1, num_particles=2)", {}, "renyi (no lower bound) -"),
         ("tvo(num_particles=2, side=right)", {}, "tvo (no lower bound) -"),
         ("closed_form", {"warm_up": 3}, "β-ELBO -"),

@@ -15,20 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from pyro.infer import (
-    JitTrace_ELBO,
-    JitTraceMeanField_ELBO,
-    RenyiELBO,
-    Trace_ELBO,
-    TraceEnum_ELBO,
-    TraceGraph_ELBO,
-    TraceMeanField_ELBO,
-)
+from pyro.infer import RenyiELBO
 
 from pyro_vae import objectives
 from pyro_vae.checks import check_count
 from pyro_vae.components import find
 from pyro_vae.errors import InputError
+from pyro_vae.objectives._kinds import is_elbo
 from pyro_vae.specs import Spec, parse_spec
 
 Estimator = str | Callable[[int], Any] | tuple[str, Callable[[int], Any]]
@@ -49,11 +42,6 @@ class Target(NamedTuple):
 ELBO = Target(
     "elbo", ("closed_form", "trace_mean_field", "trace", "sticking_the_landing", "trace_graph"), 64
 )
-ELBOS = (
-    Trace_ELBO, JitTrace_ELBO, TraceMeanField_ELBO, JitTraceMeanField_ELBO, TraceGraph_ELBO,
-    TraceEnum_ELBO, objectives.Trace, objectives.TraceMeanField, objectives.TraceGraph,
-    objectives.TraceEnum, objectives.ClosedFormELBO, objectives.StickingTheLanding,
-)  # fmt: skip
 RENYIS = (RenyiELBO, objectives.Renyi, objectives.PyroRenyi)
 IWAES = (objectives.IWAE, objectives.DReG)
 RWS = objectives.ReweightedWakeSleep
@@ -68,9 +56,7 @@ def gradient_target(objective: Any, group: str, label: str) -> Target:
     kind, K = type(objective), getattr(objective, "num_particles", 1)
     alpha = getattr(objective, "alpha", 0.0) if kind in RENYIS else 0.0
     single = kind is objectives.TVO and objective.side == "left" and len(objective.betas) == 2
-    if kind is objectives.ClosedFormELBO and objective.free_bits:
-        return Target(f"{label}-{K}")
-    if kind in ELBOS or single or (kind in RENYIS and alpha == 1):
+    if is_elbo(objective) or single or (kind in RENYIS and alpha == 1):
         return ELBO
     if kind in IWAES or kind in RENYIS or (kind is RWS and group == "model"):
         if K == 1:

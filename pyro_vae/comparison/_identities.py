@@ -26,7 +26,7 @@ from pyro_vae.objectives._weights import log_mean_exp
 TRACES = (Trace_ELBO, objectives.Trace)
 MEAN_FIELDS = (TraceMeanField_ELBO, objectives.TraceMeanField)
 ENUMERATING = (TraceEnum_ELBO, objectives.TraceEnum)
-ELBOS: tuple[type, ...] = (
+SAMPLED_ELBOS: tuple[type, ...] = (
     *TRACES, *ENUMERATING, TraceGraph_ELBO, objectives.TraceGraph, objectives.StickingTheLanding
 )  # fmt: skip
 IWAES = (objectives.IWAE, objectives.DReG, objectives.ReweightedWakeSleep)
@@ -68,7 +68,7 @@ def identities(
     elbo, iwae = log_weight.mean(0), log_mean_exp(log_weight)
     if kind in MEAN_FIELDS:
         return [_mean_field(label, draw, closed_form)]
-    if kind in ELBOS and not (kind in ENUMERATING and _enumerates(draw)):
+    if kind in SAMPLED_ELBOS and not (kind in ENUMERATING and _enumerates(draw)):
         found = [_equal(f"{label} = (1/K) Σ log w", elbo)]
         if kind in TRACES and closed_form is not None:
             expected = closed_form - (sampled_kl(draw) - analytic_kl(draw))

@@ -8,17 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from pyro.infer import (
-    ELBO,
-    JitTrace_ELBO,
-    JitTraceEnum_ELBO,
-    JitTraceMeanField_ELBO,
-    RenyiELBO,
-    Trace_ELBO,
-    TraceEnum_ELBO,
-    TraceGraph_ELBO,
-    TraceMeanField_ELBO,
-)
+from pyro.infer import ELBO, RenyiELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_vae import objectives
@@ -32,6 +22,7 @@ from pyro_vae.components import build
 from pyro_vae.errors import InputError
 from pyro_vae.execution import Program
 from pyro_vae.log_weights import check_data, own_parameters
+from pyro_vae.objectives._kinds import PYRO_ELBOS, is_elbo
 from pyro_vae.objectives._per_datum import name_of, relative_scale
 from pyro_vae.seeding import derive_seed, seeded
 from pyro_vae.specs import Spec, parse_spec
@@ -62,14 +53,6 @@ Estimator = str | ELBO | tuple[str, ELBO]
 DATA_BLOCK = 100
 LARGEST_BLOCK = 64_000
 
-# Pyro's ELBOs, whose classes do not say that they are bounds; a user's subclass may be none.
-PYRO_ELBOS = (
-    Trace_ELBO, JitTrace_ELBO, TraceMeanField_ELBO, JitTraceMeanField_ELBO, TraceGraph_ELBO,
-    TraceEnum_ELBO, JitTraceEnum_ELBO, objectives.Trace, objectives.TraceMeanField,
-    objectives.TraceGraph, objectives.TraceEnum,
-)  # fmt: skip
-# Linear in the log-weights.
-ELBOS = (*PYRO_ELBOS, objectives.ClosedFormELBO, objectives.StickingTheLanding)
 # What is no part of an estimator's meaning.
 TECHNICAL = frozenset(
     (
@@ -434,7 +417,7 @@ def _beta_keeps_bound(objective: Any, first: Draw | None) -> bool:
         if not torch.allclose(beta.double(), other.double().to(beta.device)):
             return False
         betas.append(beta.double())
-    is_linear = particles_of(objective) == 1 or type(objective) in ELBOS
+    is_linear = particles_of(objective) == 1 or is_elbo(objective)
     is_linear = is_linear or getattr(objective, "alpha", 0.0) >= 1
     if is_linear:
         return all(bool((beta >= 1 - 1e-6).all()) for beta in betas)
