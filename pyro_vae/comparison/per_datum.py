@@ -174,8 +174,9 @@ def _by_scale(
 ) -> Tensor | None:
     """−∂loss/∂s_b, the loss as Pyro differentiates it."""
     scale = draw.terms.log_weight.new_ones(draw.num_data).requires_grad_()
-    with torch.enable_grad():
-        return _gradient(-objective.differentiable_loss(*_scaled(model, guide, scale), x), scale)
+    programs = _without_gradients(model), _without_gradients(guide)
+    with torch.enable_grad(), _Scale(scale):
+        return _gradient(-objective.differentiable_loss(*programs, x), scale)
 
 
 def _by_scale_of_sums(
@@ -186,28 +187,27 @@ def _by_scale_of_sums(
     Its differentiable loss leaves out log q of latents that are not reparameterized.
     """
     scale = draw.terms.log_weight.new_ones(draw.num_data).requires_grad_()
-    with torch.enable_grad():
-        traces = objective._get_traces(*_scaled(model, guide, scale), (x,), {})
+    programs = _without_gradients(model), _without_gradients(guide)
+    with torch.enable_grad(), _Scale(scale):
+        traces = objective._get_traces(*programs, (x,), {})
         total = sum(p.log_prob_sum() - q.log_prob_sum() for p, q in traces)
         return _gradient(total / objective.num_particles, scale)
 
 
-def _scaled(model: Program, guide: Program, scale: Tensor) -> tuple[Program, Program]:
-    """Both programs under a scale ``[B]``, run without gradients but for that of the scale."""
+def _without_gradients(program: Program) -> Program:
+    def run(x: Tensor) -> Any:
+        with torch.no_grad():
+            return program(x)
 
-    def each(program: Program) -> Program:
-        def run(x: Tensor) -> Any:
-            with torch.no_grad():
-                return program(x)
-
-        scaled: Program = _Scale(scale)(run)
-        return scaled
-
-    return each(model), each(guide)
+    return run
 
 
 class _Scale(Messenger):
-    """``poutine.scale``, differentiable in the scale also where the program runs without."""
+    """``poutine.scale``, differentiable in the scale also where programs run without gradients.
+
+    Entered around an estimator, so that it comes last: a plate inside it, the particles'
+    among them, multiplies where nothing is recorded.
+    """
 
     def __init__(self, scale: Tensor):
         super().__init__()
