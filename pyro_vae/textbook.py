@@ -325,7 +325,8 @@ class TextbookRow:
     largest_difference: float | None = None
     """The largest |loss − from_elbo| of a datum (for ``mse_loss`` of a batch, divided by B)."""
     log_normalizer: float | None = None
-    """E_q Σ log C(λ), the loss less the −ELBO of the continuous Bernoulli; for ``bce_kl``."""
+    """E_q Σ log C(λ), the loss less the −ELBO of the continuous Bernoulli; for ``bce_kl`` on
+    grey x, None for binary x."""
     log_normalizer_standard_error: float | None = None
     """Over draws."""
     count: int = 0
@@ -513,7 +514,8 @@ def _numbers(
         "largest_difference": float((values - grouped).abs().max()),
         "count": elbo.shape[1],
     }
-    if loss.variance is None:
+    is_grey = bool(((data.x > 0) & (data.x < 1)).any())
+    if loss.variance is None and is_grey:
         normalizer = torch.stack([d.log_normalizer for d in draws if d.log_normalizer is not None])
         numbers["log_normalizer"] = float(normalizer.mean())
         numbers["log_normalizer_standard_error"] = _error_over_draws(normalizer)

@@ -1,6 +1,7 @@
 """The figures of a comparison: every value where it belongs, every word to be read."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def boxes(figure):
     """Every text that is drawn, with its extent in pixels; matplotlib keeps ticks off the frame."""
     texts = [*figure.texts, *(text for each in figure.legends for text in each.get_texts())]
     for axes in figure.axes:
-        texts += [axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]
+        texts += [*axes.texts, axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]
         for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
             ticks = [tick for tick in axis.get_major_ticks() if tick.label1.get_visible()]
             ends = min(low, high), max(low, high)
@@ -68,6 +69,15 @@ def assert_readable(figure):
     for i, (name, box) in enumerate(shown):
         for other, its_box in shown[i + 1 :]:
             assert not box.overlaps(its_box), (name, other)
+
+
+def curves_of(axes):
+    """Without the dotted guides and the hollow marks over a curve's own."""
+    return [line for line in axes.lines if line.get_linestyle() not in (":", "None")]
+
+
+def words_of(figure):
+    return [text.get_text() for each in figure.legends for text in each.get_texts()]
 
 
 def test_values_stand_in_their_rows_with_two_standard_errors():
@@ -123,7 +133,7 @@ def test_ratios_stand_at_their_k_on_log_axes():
     )  # fmt: skip
     for axes in (left, right):
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-        curves = [line for line in axes.lines if line.get_linestyle() != ":"]
+        curves = curves_of(axes)
         assert len(curves) == len(NAMES)
         for i, curve in enumerate(curves):
             assert curve.get_ydata() == pytest.approx([(i + 1) * K**0.5 for K in (1, 8, 64)])
@@ -150,6 +160,83 @@ def test_the_guides_have_slopes_of_a_half_and_the_floor_is_shaded():
     assert band.get_y() < axes.get_ylim()[0]
 
 
+def test_the_guides_are_named_inside_the_frame():
+    for floor in (0.1, 30.0):
+        for axes in draw(signal_to_noise(gradients_of(floor=floor))).axes:
+            assert [text.get_text() for text in axes.texts] == ["slope ½", "slope −½"]
+            (low, high), (left, right) = axes.get_ylim(), axes.get_xlim()
+            guides = [line for line in axes.lines if line.get_linestyle() == ":"]
+            for text, guide in zip(axes.texts, guides, strict=True):
+                x, y = text.get_position()
+                assert low < y < high
+                assert left < x < right
+                (a, b), (c, d) = np.log(guide.get_xdata()), np.log(guide.get_ydata())
+                assert math.log(y) == pytest.approx(c + (d - c) / (b - a) * (math.log(x) - a))
+
+
+def test_ratios_have_bars_of_two_standard_errors():
+    rows = [
+        replace(row, signal_to_noise_standard_error=0.1 * row.signal_to_noise * row.num_particles)
+        for row in gradients_of(NAMES[:2])
+    ]
+    figure = draw(signal_to_noise(rows))
+    assert "± 2 standard errors over draws" in words_of(figure)
+    bars = [segment for each in figure.axes[0].collections for segment in each.get_segments()]
+    assert len(bars) == 6
+    for row, bar in zip(rows, bars, strict=False):
+        reach = 0.2 * row.num_particles
+        ends = [max(1 - reach, 0.1), 1 + reach]  # of the ratio; no bar goes to 0 on log axes
+        assert bar[:, 1] == pytest.approx(np.array(ends) * row.signal_to_noise)
+        assert figure.axes[0].get_ylim()[1] > bar[1, 1]
+    assert_readable(figure)
+    plain = draw(signal_to_noise(gradients_of()))
+    assert not any("standard errors" in word for word in words_of(plain))
+
+
+def test_ratios_at_the_noise_floor_are_hollow():
+    """Below twice the floor of 1.0: 1 and 1.5 at K = 1; marks keep the curve's color and form."""
+    rows = [
+        GradientRow(name, K, "guide", "elbo", signal_to_noise=ratio * K, noise_floor=1.0)
+        for name, ratio in (("a", 1.0), ("b", 1.5), ("c", 2.0))
+        for K in (1, 8)
+    ]
+    figure = draw(signal_to_noise(rows))
+    hollow = [line for line in figure.axes[0].lines if line.get_linestyle() == "None"]
+    assert [list(line.get_ydata()) for line in hollow] == [[1.0], [1.5]]
+    for line, curve in zip(hollow, curves_of(figure.axes[0]), strict=False):
+        assert line.get_markerfacecolor() == "white"
+        assert line.get_markeredgecolor() == curve.get_color()
+        assert line.get_marker() == curve.get_marker()
+        assert line.get_xdata()[0] == curve.get_xdata()[0]
+    assert "° below twice the noise floor" in words_of(figure)
+    assert not any("°" in word for word in words_of(draw(signal_to_noise(rows[-2:]))))
+
+
+def test_estimators_that_coincide_everywhere_are_one_curve():
+    """Up to rounding, 1e-6; what coincides in one group or at one K alone is two."""
+    rows = gradients_of(["trace", "closed_form", "iwae"])
+    same = [replace(r, estimator="graph", signal_to_noise=r.signal_to_noise * (1 + 1e-6))
+            for r in rows if r.estimator == "trace"]  # fmt: skip
+    half = [replace(r, estimator="half", signal_to_noise=(1 + (r.group == "model") / 10)
+                    * r.signal_to_noise) for r in rows if r.estimator == "iwae"]  # fmt: skip
+    short = [replace(r, estimator="short") for r in rows if r.estimator == "iwae"][1:]
+    figure = draw(signal_to_noise(rows + same + half + short))
+    assert words_of(figure)[:5] == ["trace, graph", "closed_form", "iwae", "half", "short"]
+    assert [len(curves_of(axes)) for axes in figure.axes] == [5, 5]
+
+
+@pytest.mark.parametrize("scale", [0.37, 1.0, 3.0, 91.0])
+def test_labels_of_values_stay_inside_the_frame(scale):
+    rows = [replace(row, mean=row.mean * scale) for row in values_of()]
+    figure = draw(estimator_values(rows))
+    (axes,) = figure.axes
+    frame = axes.get_window_extent()
+    labels = [tick.label1.get_window_extent() for tick in axes.xaxis.get_major_ticks()]
+    assert len(labels) > 1
+    assert all(frame.x0 - 1 <= box.x0 and box.x1 <= frame.x1 + 1 for box in labels)
+    assert "estimate ± 2 standard errors over draws" in words_of(figure)
+
+
 def test_one_k_has_no_slopes_and_one_group_one_panel():
     rows = [row for row in gradients_of(particles=(8,), floor=None) if row.group == "model"]
     figure = draw(signal_to_noise(rows))
@@ -174,7 +261,7 @@ def test_every_word_can_be_read(particles):
 
 def test_no_two_estimators_look_alike():
     axes = draw(signal_to_noise(gradients_of())).axes[0]
-    curves = [line for line in axes.lines if line.get_linestyle() != ":"]
+    curves = curves_of(axes)
     looks = {(line.get_color(), line.get_linestyle()) for line in curves}
     assert len(looks) == len(NAMES)
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -103,7 +104,7 @@ def test_no_number_is_cut_at_any_width(width):
     for number in ("-103.210", "0.0045", "2.8e-14", "12.00", "-6.01", "z1 analytic, z2 sampled"):
         assert number in text, number
     tables = value_tables(comparison(), width)
-    assert len(tables) == (1 if width >= 130 else 2)
+    assert len(tables) == (1 if width >= 130 else 2 if width >= 100 else 3)
 
 
 def test_without_a_reference_and_a_truth_there_are_no_such_columns():
@@ -128,7 +129,7 @@ def test_the_notes_tell_the_truth_and_who_refuses():
     assert "log p(x) = -97.2000 (exact)" in notes
     assert notes[-1] == "sticking_the_landing refuses: needs log q(z|x) at any z"
     notes = value_notes(comparison(truth=Truth("quadrature", -97.2, 0.0021)))
-    assert "log p(x) = -97.2000 (± 0.0021, by quadrature)" in notes
+    assert "log p(x) = -97.2000 (± 0.0021 by its own estimate, by quadrature)" in notes
 
 
 def test_where_all_refuse_there_is_no_table():
@@ -142,8 +143,10 @@ def test_where_all_refuse_there_is_no_table():
     ("value", "error", "expected"),
     [
         (1.23456, 0.0321, ("1.235", "0.032")),
-        (0.0, 0.0, ("0.0000", "0.0000")),
-        (1e-15, 0.0, ("1.0e-15", "0e+00")),
+        (0.0, 0.0, ("0", "0")),
+        (-0.0, None, ("0", "–")),
+        (0.0, 0.021, ("0.000", "0.021")),
+        (1e-15, 0.0, ("1.0e-15", "0")),
         (-0.5, None, ("-0.5000", "–")),
         (None, None, ("–", "–")),
         (float("inf"), float("nan"), ("inf", "nan")),
@@ -160,13 +163,16 @@ def gradient(estimator, K, group="guide", **changes):
         "bias_standard_error": 0.021, "largest_z": 2.34, "largest_z_limit": 4.0,
         "variance": 1234.567, "signal_to_noise": 0.5678, "noise_floor": 0.13,
         "milliseconds": 1.234, "variance_at_equal_compute": 12.5, "num_repeats": 40,
+        "variance_standard_error": 123.4567, "signal_to_noise_standard_error": 0.0111,
+        "milliseconds_standard_error": 0.0123, "variance_at_equal_compute_standard_error": 2.5,
     }  # fmt: skip
     return GradientRow(estimator, K, group, **{**values, **changes})
 
 
 GRADIENTS = [
     gradient("trace", 1),
-    gradient("trace", 64, variance=0.00012345, variance_at_equal_compute=0.0),
+    gradient("trace", 64, variance=0.00012345, variance_at_equal_compute=0.0,
+             variance_standard_error=0.0, signal_to_noise=None),
     gradient("dreg", 64, target="iwae-64", reference="exact", signal_to_noise=0.2),
     gradient("iwae", 64, target="iwae-64", reference="exact", largest_z=5.0, bias=None),
     GradientRow("tvo", 1, "guide", "tvo-1", refusal="tvo: num_particles must be at least 2"),
@@ -179,26 +185,109 @@ GRADIENTS = [
 
 
 def test_gradients_stand_in_a_table_a_group():
-    tables = gradient_tables(GRADIENTS, 100)
+    tables = gradient_tables(GRADIENTS, 120)
     assert [table.title for table in tables] == [
         "Gradient, parameters of q, the encoder", "Gradient, parameters of p, the decoder"
     ]  # fmt: skip
-    text = text_of(tables[:1], 100)
-    assert cells_of(text, "trace") == [
-        "trace", "1", "0.012", "0.021", "2.3", "1230", "0.568", "12.5", "1.23"
+    text = text_of(tables[:1], 120)
+    assert cells_of(text, "estimator") == [
+        "estimator", "K", "bias", "±", "worst", "variance", "± %", "SNR", "± %", "var × time",
+        "± %", "ms",
     ]  # fmt: skip
-    assert cells_of(text, "64")[4:7] == ["1.23e-04", "0.568", "0"]  # the label stands once
-    assert cells_of(text, "dreg")[6] == "0.2°"  # below twice the floor
+    assert cells_of(text, "trace") == [
+        "trace", "1", "0.012", "0.021", "2.3", "1230", "10", "0.568", "2.0", "12.5", "20", "1.23"
+    ]  # fmt: skip
+    assert cells_of(text, "64")[4:] == ["1.23e-04", "0", "–", "–", "0", "–", "1.23"]
+    assert cells_of(text, "dreg")[7] == "0.2°"  # below twice the floor
     assert cells_of(text, "iwae")[4] == "5.0!"
     assert cells_of(text, "tvo")[2:5] == ["–", "–", "–"]
     assert [row[0] for row in map(str.split, text.splitlines()) if row and row[0] == "tvo"]
 
 
-@pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize("width", [30, 60, 80, 100, 120])
 def test_no_gradient_is_cut_at_any_width(width):
-    text = text_of(gradient_tables(GRADIENTS, width), width)
+    tables = gradient_tables(GRADIENTS, width)
+    assert all((table.width or 0) <= max(width, 40) for table in tables)
+    text = text_of(tables, width)
     assert "…" not in text
     assert all(number in text for number in ("1.23e-04", "0.568", "0.2°", "5.0!", "1.23"))
+
+
+NAMES = ["pyro_renyi(num_particles=10)", "tvo(num_particles=10, side=right) ‡", "trace"]
+
+
+@pytest.mark.parametrize("width", range(50, 130, 7))
+def test_estimators_are_folded_between_words_and_fit(width):
+    """After a parenthesis or a comma; every line of the first column is whole pieces."""
+    rows = [
+        gradient(name, K, variance_standard_error=1.0) for name in NAMES[:2] for K in (1, 64)
+    ] + [gradient(NAMES[2], 1)]  # fmt: skip
+    tables = gradient_tables(rows, width)
+    assert all(table.width <= width for table in tables)
+    pieces = {"pyro_renyi(", "num_particles=10)", "tvo(", "num_particles=10,", "side=right)", "‡"}
+    for table in tables:
+        shown = [str(cell) for cell in table.columns[0].cells]
+        assert [" ".join(label.split("\n")).replace("( ", "(") for label in shown] == [
+            NAMES[0], "", NAMES[1], "", NAMES[2]
+        ]  # fmt: skip
+        lines = [line for label in shown for line in label.split("\n")]
+        assert max(map(len, lines)) <= table.columns[0].width  # longer ones would be cut
+        words = {word for line in lines for word in re.findall(r"\w+\($|\w+\((?=\w)|[^ (]+", line)}
+        assert words <= {*pieces, "trace"}
+
+
+def test_as_few_tables_as_there_is_room_for():
+    def headings(width):
+        return [
+            [column.header for column in table.columns][1:]
+            for table in gradient_tables(GRADIENTS[:2], width)
+        ]
+
+    assert len(headings(120)) == 1
+    first, second = headings(70)
+    assert first == ["K", "bias", "±", "worst", "variance", "± %", "SNR", "± %"]
+    assert second == ["K", "var × time", "± %", "ms"]
+    assert all(each[0] == "K" for each in headings(40))
+    together = [
+        ("bias", "±", "worst"),
+        ("variance", "± %"),
+        ("SNR", "± %"),
+        ("var × time", "± %", "ms"),
+    ]
+    for part in together:
+        assert sum(" ".join(part) in " ".join(each) for each in headings(40)) == 1
+
+
+def test_no_note_is_longer_than_a_line():
+    rows = [replace(row, num_repeats=12) for row in GRADIENTS]
+    notes = gradient_notes(rows) + value_notes(comparison())
+    assert max(map(len, notes)) <= 110, max(notes, key=len)
+
+
+def test_few_draws_say_what_their_errors_are_worth():
+    """1/√(2 · 11) = 21 %; from 20 draws on nothing is said."""
+    few, many = (gradient_notes([gradient("trace", 1, num_repeats=n)]) for n in (12, 20))
+    assert "from 12 draws each ± is itself uncertain, by 21 % and more" in few
+    assert not any("uncertain" in line for line in many)
+
+
+def test_alarms_by_chance_are_counted():
+    notes = gradient_notes(GRADIENTS)
+    (line,) = [line for line in notes if "by chance" in line]
+    assert "0.2 of these 5 rows" in line
+
+
+def test_one_line_a_reason_for_all_who_give_it():
+    reason = "needs z that is reparameterized; 'z' is not"
+    rows = [
+        GradientRow(name, K, "guide", "elbo", refusal=f"{name}: {reason}")
+        for name in ("iwae", "dreg", "renyi")
+        for K in (1, 8)
+    ]
+    rows += [gradient("tvo", 8), GradientRow("tvo", 1, "guide", "tvo-1", refusal=reason)]
+    assert gradient_notes(rows)[-2:] == [
+        f"iwae, dreg and renyi refuse: {reason}", f"tvo refuses K = 1: {reason}"
+    ]  # fmt: skip
 
 
 def test_the_notes_explain_marks_references_and_refusals():
@@ -211,6 +300,7 @@ def test_the_notes_explain_marks_references_and_refusals():
     assert "tvo refuses K = 1: num_particles must be at least 2" in notes
     assert "closed_form refuses: no closed form" in notes  # at every K
     assert "40 draws a row" in notes[0]
+    assert "ms: the median time of a draw, loss and gradients, to ± 1.0 % at most" in notes
     quiet = gradient_notes(GRADIENTS[:1])
     assert not any(line[0] in "°!" for line in quiet)
 
@@ -218,7 +308,7 @@ def test_the_notes_explain_marks_references_and_refusals():
 def test_only_refusals():
     rows = [row for row in GRADIENTS if row.refusal]
     assert gradient_tables(rows, 80) == []
-    assert len(gradient_notes(rows)) == 2
+    assert len(gradient_notes(rows)) == 2  # tvo's, and closed_form's at every K
 
 
 def textbook_row(kind, /, **values):
@@ -241,10 +331,14 @@ def test_textbook_losses_say_what_they_optimize():
     ]  # fmt: skip
     text = text_of(textbook_tables(rows, 120), 120)
     assert re.search(rf"{first.name}\s+{re.escape(first.formula)}\s+normal, σ² = ½, β = 1", text)
+    # The constant is exact, whatever the digits of the loss.
     numbers = ["6.5224", "0.0084", "0.1000", "-36.6314", "0.707", "1", "8.12", "1.2e-14"]
     assert [re.split(r"\s{2,}", line.strip())[1:] for line in text.splitlines()].count(numbers) == 1
     notes = textbook_notes(rows)
-    assert "D = 64, B = 128, L = 2; on x/16" in notes[0]
-    assert "E Σ log C(λ) = 1.500 ± 0.010 nats/datum" in notes[1]
-    assert notes[2] == "half_sse_kl refuses: no probabilities"
+    assert notes[0].endswith("D = 64, B = 128, L = 2")
+    assert notes[1] == "loss: of x/16 and the decoder's mean"
+    assert notes[-2].endswith("E Σ log C(λ) = 1.500 ± 0.010, no constant")
+    assert notes[-1] == "half_sse_kl refuses: no probabilities"
+    binary = textbook_notes([replace(textbook_row(last, loss=30.0), sigma=None)])
+    assert binary[-1] == "bce_kl: x is binary, and this the −ELBO of the Bernoulli itself"
     assert "…" not in text_of(textbook_tables(rows, 60), 60)

@@ -1,8 +1,9 @@
 """Running moments of gradients too many and too long to store, and what a mean differs by."""
 
-__all__ = ["Sketch", "Moments", "Average", "Distance", "distance"]
+__all__ = ["Sketch", "Moments", "Sample", "Average", "Distance", "distance"]
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 WIDTH = 4096  # of a sketch; vectors up to it are kept as they are
 NUM_BLOCKS = 64
+SAMPLE_BLOCKS = 16  # of the sums of squares of a sample of the numbers
 
 
 class Sketch:
@@ -31,16 +33,58 @@ class Sketch:
     def __init__(self, size: int, device: torch.device | str = "cpu", seed: int = 0):
         self.size = size
         self.width = min(size, WIDTH)
+        self.sample = torch.arange(size, device=device)  # of the numbers, as many as ``width``
         generator = torch.Generator().manual_seed(seed)
         if size > WIDTH:
             self.bucket = torch.randint(WIDTH, (size,), generator=generator).to(device)
             self.sign = torch.randint(2, (size,), generator=generator).mul(2).sub(1).to(device)
+            self.sample = torch.randperm(size, generator=generator)[:WIDTH].to(device)
 
     def __call__(self, vector: Tensor) -> Tensor:
         """Return the sketch of ``vector`` ``[P]``."""
         if self.size == self.width:
             return vector
         return vector.new_zeros(WIDTH).index_add_(0, self.bucket, vector * self.sign)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Sums over blocks of draws of a few of the P numbers, and of their squares."""
+
+    chosen: Tensor
+    """Which numbers, ``[width]``."""
+    sizes: Tensor
+    """Draws a block, ``[blocks]``."""
+    sums: Tensor
+    """``[blocks, width]``."""
+    squares: Tensor
+    """``[blocks, width]``."""
+
+    def jackknife(self, statistic: Callable[[Tensor, Tensor], Tensor]) -> float:
+        """Return the standard error of ``statistic(mean, variance)``, a number.
+
+        With T_b the statistic without block b of n_b draws and h_b = R/n_b, the variance is
+        the mean over blocks of (T̃_b − Σ_b T̃_b/h_b)²/(h_b − 1), T̃_b = h_b T − (h_b − 1) T_b.
+
+        References:
+            Delete-m Jackknife for Unequal m (Busing et al., 1999)
+            https://doi.org/10.1023/A:1008800423698
+        """
+        h = self.sizes.sum() / self.sizes
+        whole = statistic(*self._moments(self.sizes.sum(), self.sums.sum(0), self.squares.sum(0)))
+        sizes = self.sizes.sum() - self.sizes
+        sums, squares = self.sums.sum(0) - self.sums, self.squares.sum(0) - self.squares
+        without = [
+            statistic(*self._moments(*each)) for each in zip(sizes, sums, squares, strict=True)
+        ]
+        pseudo = h * whole - (h - 1) * torch.stack(without)
+        centre = (pseudo / h).sum()
+        return math.sqrt(float(((pseudo - centre).square() / (h - 1)).mean()))
+
+    @staticmethod
+    def _moments(size: Tensor, total: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+        mean = total / size
+        return mean, (squares - size * mean.square()).clamp(min=0) / (size - 1)
 
 
 @dataclass(frozen=True)
@@ -56,30 +100,49 @@ class Average:
     """Of ``mean``."""
     residuals: Tensor
     """Sketches of √n (block mean − mean) for blocks of n draws, ``[blocks, width]``."""
+    increments: Tensor
+    """What each draw from the second on adds to Σ (value − mean)², ``[R − 1]``."""
+    sample: Sample
 
     @classmethod
     def exact(cls, vector: Tensor, sketch: Sketch) -> "Average":
         """Return a vector without error."""
-        known = sketch(vector)
-        return cls(vector, torch.zeros_like(vector), 1, known, known.new_zeros(0, len(known)))
+        return cls._known(vector, sketch(vector))
 
     @classmethod
     def zero_like(cls, other: "Average") -> "Average":
         """Return 0, known."""
-        zero, sketch = torch.zeros_like(other.mean), torch.zeros_like(other.sketch)
-        return cls(zero, zero, 1, sketch, sketch.new_zeros(0, len(sketch)))
+        return cls._known(torch.zeros_like(other.mean), torch.zeros_like(other.sketch))
+
+    @classmethod
+    def _known(cls, vector: Tensor, sketch: Tensor) -> "Average":
+        none = sketch.new_zeros(0, len(sketch))
+        sample = Sample(none[:, 0].long(), none[:, 0], none, none)
+        return cls(vector, torch.zeros_like(vector), 1, sketch, none, none[:, 0], sample)
 
     @property
     def error(self) -> Tensor:
         """The variance of ``mean``, ``[P]``."""
         return self.variance / self.num_draws
 
+    @property
+    def total_variance_error(self) -> float:
+        """The standard error of V = Σ_p ``variance``_p: sd(d)/√(R − 1), d the increments.
+
+        d_r = (g_r − ḡ_{r−1})·(g_r − ḡ_r), r = 2 … R, have the mean V each, and their mean is
+        its estimate. They are |Σ_i h_ri g_i|² of Helmert's contrasts h, orthonormal and
+        orthogonal to 1: independent for normal draws, else Cov(d_r, d_s) = κ/(s (s − 1)) for
+        r < s with κ = Σ_pq of the fourth cumulants of (g_p, g_p, g_q, g_q).
+        """
+        return float(self.increments.std()) / math.sqrt(len(self.increments))
+
 
 class Moments:
     """Mean and variance of a stream of vectors ``[P]`` in float64, in memory of order P.
 
     Welford's recursion; beside it the sketched sums of up to 64 blocks of draws, from
-    which the covariance enters errors.
+    which the covariance enters errors, and of up to 4,096 of the numbers the sums of
+    values and squares of up to 16 blocks, for what is not linear.
 
     Arguments:
         sketch: shared by everything that is to be compared.
@@ -95,6 +158,10 @@ class Moments:
         self.num_blocks = min(num_draws, NUM_BLOCKS)
         self.sums = self.mean.new_zeros(self.num_blocks, sketch.width)
         self.sizes = self.mean.new_zeros(self.num_blocks)
+        self.increments = self.mean.new_zeros(num_draws)
+        blocks = min(num_draws, SAMPLE_BLOCKS)
+        empty = self.mean.new_zeros(blocks, sketch.width)
+        self.sample = Sample(sketch.sample, empty[:, 0].clone(), empty, empty.clone())
 
     def update(self, vector: Tensor) -> None:
         """Take one draw."""
@@ -102,10 +169,20 @@ class Moments:
         block = self.count * self.num_blocks // self.num_draws
         self.sums[block] += self.sketch(vector)
         self.sizes[block] += 1
-        self.count += 1
+        self._update_sample(vector[self.sample.chosen])
         shift = vector - self.mean
-        self.mean += shift / self.count
-        self.sum_squares += shift * (vector - self.mean)
+        self.mean += shift / (self.count + 1)
+        increment = shift * (vector - self.mean)
+        self.sum_squares += increment
+        self.increments[self.count] = increment.sum()
+        self.count += 1
+
+    def _update_sample(self, values: Tensor) -> None:
+        sample = self.sample
+        block = self.count * len(sample.sizes) // self.num_draws
+        sample.sizes[block] += 1
+        sample.sums[block] += values
+        sample.squares[block] += values.square()
 
     def average(self) -> Average:
         """Return what all draws say."""
@@ -113,7 +190,8 @@ class Moments:
         sizes = self.sizes[:, None]
         residuals = (self.sums - sizes * mean) / sizes.sqrt()
         variance = self.sum_squares.clamp(min=0) / (self.count - 1)
-        return Average(self.mean, variance, self.count, mean, residuals)
+        increments = self.increments[1 : self.count]
+        return Average(self.mean, variance, self.count, mean, residuals, increments, self.sample)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ RESOLVED = 3.0  # standard errors of |reference| above 0
 
 
 def noise(average: Average) -> dict[str, Any]:
-    """Return ``variance``, ``signal_to_noise`` and ``noise_floor``, as of a ``GradientRow``."""
+    """Return ``variance``, ``signal_to_noise``, their errors and the floor of a ``GradientRow``."""
     return {
         "variance": float(average.variance.sum()),
-        "signal_to_noise": _signal_to_noise(average.mean, average.variance),
+        "variance_standard_error": average.total_variance_error,
+        **_signal_to_noise(average),
         "noise_floor": noise_floor(average.num_draws),
     }
 
@@ -48,11 +49,28 @@ def noise_floor(num_draws: int) -> float:
     return 2 * math.sqrt(nu / num_draws) / (nu - 1) * math.exp(-log_beta)
 
 
-def _signal_to_noise(mean: Tensor, variance: Tensor) -> float | None:
-    noisy = variance > (ROUNDING * mean).square()
-    if not bool(noisy.any()):
-        return None
-    return float((mean[noisy].abs() / variance[noisy].sqrt()).mean())
+def _signal_to_noise(average: Average) -> dict[str, float | None]:
+    """Of all numbers with noise; the error of it is that of those in the sample."""
+    noisy = _is_noisy(average.mean, average.variance)
+    value = _mean_ratio(average.mean, average.variance, noisy) if bool(noisy.any()) else None
+    sampled = noisy[average.sample.chosen]
+    spread = None
+    if bool(sampled.any()):
+        spread = average.sample.jackknife(lambda mean, var: _mean_ratio(mean, var, sampled))
+    return {
+        "signal_to_noise": None if value is None else float(value),
+        "signal_to_noise_standard_error": spread,
+    }
+
+
+def _mean_ratio(mean: Tensor, variance: Tensor, noisy: Tensor) -> Tensor:
+    """The mean over ``noisy`` of |mean|/sd, 0 where a block took all the noise with it."""
+    ratio = mean.abs() / variance.sqrt()
+    return ratio.where(_is_noisy(mean, variance), 0.0)[noisy].mean()
+
+
+def _is_noisy(mean: Tensor, variance: Tensor) -> Tensor:
+    return variance > (ROUNDING * mean).square()
 
 
 def _bias(average: Average, reference: Average, rounding: float) -> dict[str, float | None]:

@@ -70,7 +70,17 @@ class GradientRow:
     milliseconds: float | None = None
     """The median time of one draw: loss and gradients."""
     variance_at_equal_compute: float | None = None
-    """``variance`` times ``milliseconds`` over those of the first row of the group."""
+    """``variance`` times ``milliseconds`` over those of the first row of the same group and
+    target: gradients of unlike targets differ in size, and their variances with it. 1 for
+    that row, None where no other row has its target."""
+    variance_standard_error: float | None = None
+    """Of ``variance``, over draws."""
+    signal_to_noise_standard_error: float | None = None
+    """Of ``signal_to_noise``, over draws: of 4,096 of its parameters where there are more."""
+    milliseconds_standard_error: float | None = None
+    """Of ``milliseconds``: half the distance of the times √R/2 ranks to its sides."""
+    variance_at_equal_compute_standard_error: float | None = None
+    """Of the ratio, as if its rows' draws were independent; less where they share noise."""
     num_repeats: int = 0
 
 

@@ -22,6 +22,8 @@ REFUSED = ValueRow("closed_form", 1, True, refusal="no closed form of KL(iaf ‖
 GRADIENT = GradientRow(
     "dreg", 8, "guide", "iwae-8", reference="exact", bias=0.0, bias_standard_error=0.5,
     largest_z=math.inf, variance=2.0, signal_to_noise=0.3, milliseconds=1.5, num_repeats=40,
+    variance_standard_error=0.1, signal_to_noise_standard_error=math.inf,
+    milliseconds_standard_error=0.25,
 )  # fmt: skip
 WHOLE = Comparison(
     values=[TRACE, REFUSED],
@@ -50,6 +52,16 @@ def test_everything_comes_back(tmp_path, comparison):
     write_comparison(path, comparison)
     assert read_comparison(path) == comparison
     assert next(iter(strictly(path.read_text()))) == "protocol"
+
+
+def test_a_record_from_before_the_errors_is_read_without_them():
+    mapping = to_json(WHOLE)
+    errors = [name for name in mapping["gradients"][0] if name.endswith("_standard_error")]
+    for name in set(errors) - {"bias_standard_error"}:
+        del mapping["gradients"][0][name]
+    (row,) = from_json(mapping).gradients
+    assert row.variance == 2.0
+    assert row.variance_standard_error is row.signal_to_noise_standard_error is None
 
 
 def test_what_is_not_finite_is_a_word_and_comes_back(tmp_path):
