@@ -30,7 +30,7 @@ from pyro_vae.evaluation.scores import versions
 from pyro_vae.figures import save
 from pyro_vae.specs import parse_spec
 from pyro_vae.terminal import counting
-from pyro_vae.textbook import TextbookRow, textbook_table
+from pyro_vae.textbook_table import TextbookRow, textbook_table
 
 VALUE_REPEATS, GRADIENT_REPEATS = 40, 100
 

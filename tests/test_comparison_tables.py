@@ -18,7 +18,8 @@ from pyro_vae.comparison_tables import (
     value_notes,
     value_tables,
 )
-from pyro_vae.textbook import TEXTBOOK_LOSSES, TextbookRow
+from pyro_vae.textbook import TEXTBOOK_LOSSES
+from pyro_vae.textbook_table import TextbookRow
 
 TRACE = ValueRow(
     "trace", 1, True, mean=-103.21, standard_error=0.031, data_standard_error=2.1,

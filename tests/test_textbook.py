@@ -19,6 +19,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.objectives import ClosedFormELBO
 from pyro_vae.protocols import Facts
 from pyro_vae.seeding import derive_seed, seeded
+from pyro_vae.textbook_table import textbook_table
 
 D, B, L, K = 6, 5, 3, 4
 EVENT = (2, 3)
@@ -263,7 +264,7 @@ def rows_of(table):
 def table_of(likelihood):
     facts = MEASURES[likelihood]
     pair = make_pair(likelihood, facts)
-    return rows_of(textbook.textbook_table(*pair, data_of(facts.measure), num_samples=K, seed=7))
+    return rows_of(textbook_table(*pair, data_of(facts.measure), num_samples=K, seed=7))
 
 
 @pytest.mark.parametrize("likelihood", MEASURES)
@@ -299,7 +300,7 @@ def test_the_tables_numbers_are_those_of_a_run_trained_with_that_sigma():
     """The same weights under ``normal(scale=σ)``: ``closed_form`` on the table's noise."""
     run = make_pair("normal(scale=0.3)")
     x = uniform(B, *EVENT)
-    for row in textbook.textbook_table(*run, x, num_samples=K, seed=7):
+    for row in textbook_table(*run, x, num_samples=K, seed=7):
         if row.sigma is None:
             continue
         model, guide = make_pair(f"normal(scale={row.sigma!r})", seed=9)
@@ -318,7 +319,7 @@ def test_errors_over_draws_and_over_data_are_kept_apart():
     pair = make_pair("normal(scale=0.3)")
     x = uniform(B, *EVENT)
     losses = written("sse_kl", pair, x, seed=derive_seed(7, "textbook")).detach()
-    row = rows_of(textbook.textbook_table(*pair, x, num_samples=K, seed=7))["sse_kl"]
+    row = rows_of(textbook_table(*pair, x, num_samples=K, seed=7))["sse_kl"]
     assert row.loss == pytest.approx(float(losses.mean()), rel=1e-12)
     over_draws = float(losses.mean(1).std()) / math.sqrt(K)
     over_data = float(losses.mean(0).std()) / math.sqrt(B)
@@ -363,7 +364,7 @@ def test_real_data_and_the_runs_sigma_are_scaled_alike():
     model, guide = make_pair("normal(scale=0.3)")
     x = 50 * uniform(B, *EVENT) - 10
     x.view(-1)[0], x.view(-1)[1] = -10, 40
-    row = rows_of(textbook.textbook_table(model, guide, x, num_samples=K, seed=7))["sse_kl"]
+    row = rows_of(textbook_table(model, guide, x, num_samples=K, seed=7))["sse_kl"]
     assert row.scaling == "(x − -10)/50"
     assert row.beta_at_model_sigma == pytest.approx(0.5 / (0.3 / 50) ** 2)
     q = guide.posterior(x).base_dist
@@ -377,7 +378,7 @@ def test_mse_loss_names_the_sigma_of_the_runs_batch_size():
     """12 data in batches of 5: two full ones, σ² = 5 · 6/2; the table's −ELBO is over those."""
     pair = make_pair("normal(scale=0.3)")
     x = uniform(12, *EVENT)
-    rows = rows_of(textbook.textbook_table(*pair, x, num_samples=K, batch_size=5, seed=7))
+    rows = rows_of(textbook_table(*pair, x, num_samples=K, batch_size=5, seed=7))
     assert (rows["sse_kl"].count, rows["mse_loss_kl"].count) == (12, 10)
     for name in ("mse_loss_kl", "mse_loss_mean_kl"):
         row = rows[name]
@@ -400,7 +401,7 @@ def test_mnist_sigma_is_the_root_of_392():
     facts = Facts((28, 28), "levels", num_levels=256)
     pair = make_pair("binomial", facts, dtype="float32")
     x = torch.randint(256, (128, 28, 28), generator=torch.Generator().manual_seed(0)).float()
-    rows = rows_of(textbook.textbook_table(*pair, x, num_samples=2))
+    rows = rows_of(textbook_table(*pair, x, num_samples=2))
     assert rows["mse_kl"].sigma == pytest.approx(19.798989873)
     assert rows["mse_kl"].beta_at_half == 784
     assert rows["mse_loss_kl"].sigma == pytest.approx(224.0)
@@ -412,7 +413,7 @@ def test_mnist_sigma_is_the_root_of_392():
 def test_the_table_is_decided_by_its_seed_and_leaves_the_generator_alone():
     pair, x = make_pair("normal(scale=0.3)"), uniform(B, *EVENT)
     state = torch.get_rng_state()
-    tables = [textbook.textbook_table(*pair, x, num_samples=K, seed=s) for s in (0, 0, 1)]
+    tables = [textbook_table(*pair, x, num_samples=K, seed=s) for s in (0, 0, 1)]
     assert torch.equal(torch.get_rng_state(), state)
     assert tables[0] == tables[1]
     assert tables[0][0].loss != tables[2][0].loss
@@ -420,9 +421,9 @@ def test_the_table_is_decided_by_its_seed_and_leaves_the_generator_alone():
 
 def test_one_draw_or_one_datum_has_no_error_over_it():
     pair, x = make_pair("normal(scale=0.3)"), uniform(B, *EVENT)
-    (row, *_) = textbook.textbook_table(*pair, x, num_samples=1)
+    (row, *_) = textbook_table(*pair, x, num_samples=1)
     assert row.standard_error is None
-    (row, *_) = textbook.textbook_table(*pair, x[:1], num_samples=K)
+    (row, *_) = textbook_table(*pair, x[:1], num_samples=K)
     assert row.data_standard_error is None
 
 
@@ -441,7 +442,7 @@ def test_other_guides_and_priors_are_refused_in_one_line(reason):
     with pytest.raises(
         InputError, match=rf"a diagonal normal guide and the prior N\(0, I\); {reason}"
     ):
-        textbook.textbook_table(*pair, uniform(B, *EVENT))
+        textbook_table(*pair, uniform(B, *EVENT))
 
 
 class Decoded:
@@ -460,7 +461,7 @@ def cauchy(z):
 def test_other_refusals():
     pair, x = make_pair("normal(scale=0.3)"), uniform(B, *EVENT)
     prior = pair.model.prior
-    table = textbook.textbook_table
+    table = textbook_table
     with pytest.raises(InputError, match="this guide has no 'posterior'"):
         table(pair.model, lambda x: None, x)
     with pytest.raises(InputError, match="this model has no 'decode'"):

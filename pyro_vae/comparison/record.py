@@ -12,7 +12,7 @@ from typing import Any
 from pyro_vae.checkpoint import write_atomically
 from pyro_vae.comparison.rows import Check, Comparison, GradientRow, Truth, ValueRow
 from pyro_vae.errors import InputError
-from pyro_vae.textbook import TextbookRow
+from pyro_vae.textbook_table import TextbookRow
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import pytest
 from pyro_vae.comparison.record import from_json, read_comparison, to_json, write_comparison
 from pyro_vae.comparison.rows import Check, Comparison, GradientRow, Truth, ValueRow
 from pyro_vae.errors import InputError
-from pyro_vae.textbook import TEXTBOOK_LOSSES, TextbookRow
+from pyro_vae.textbook import TEXTBOOK_LOSSES
+from pyro_vae.textbook_table import TextbookRow
 
 TRACE = ValueRow(
     "trace", 1, True, mean=-3.25, standard_error=0.1, data_standard_error=None, difference=1e-300,
