@@ -353,8 +353,8 @@ DEFECTS = [
     Defect(
         "N/B of a plate dropped",
         "pyro_vae/objectives/_per_datum.py",
-        "plate_scale(observed) * common,",
-        "common,",
+        "return plate_scale(observed) * common_scale(model)",
+        "return common_scale(model)",
         "tests/objectives/test_plates.py::test_a_minibatch_in_a_plate_of_all_data",
     ),
     Defect(

@@ -29,7 +29,7 @@ def check_order(name: str, guide: Iterable[str], model: Iterable[str]) -> None:
 
 
 def check_one_scale(name: str, guide: dict[str, Any], model: dict[str, Any]) -> None:
-    """Refuse a latent site that is scaled in one program alone: a KL has one β.
+    """Refuse a latent site that is scaled or masked in one program alone: a KL has one β.
 
     Raises:
         InputError: with the estimator's and the site's name.

@@ -102,9 +102,7 @@ class Call(NamedTuple):
 
     def terms(self, guide: Execution, model: Execution) -> Terms:
         """Return the terms of log w_β, each site under its own scale."""
-        common = common_scale(model)
-        check_one_plate(model)
-        observed = next(iter(model.observed.values()))
+        common, factor = common_scale(model), outside(model)
         try:
             log_guide = scaled_total(guide, common)
         except NotImplementedError:  # an inverse that the guide's transform does not have
@@ -115,9 +113,16 @@ class Call(NamedTuple):
         return Terms(
             *model.likelihood_and_prior(scaled_densities(model, common)),
             log_guide,
-            plate_scale(observed) * common,
+            factor,
             common,
         )
+
+    def reconstruction(self, model: Execution) -> tuple[Tensor, Any, Any]:
+        """Return log p(x|z) ``[K, B]``, ``factor`` and ``common``, no density of a latent taken.
+
+        Of a model whose latents depend on none that is summed out.
+        """
+        return model.likelihood_and_prior([])[0], outside(model), common_scale(model)
 
     def reparameterized_terms(self) -> Terms:
         """Draw and weigh, differentiably through z.
@@ -289,6 +294,13 @@ def check_one_plate(model: Execution) -> None:
                 f"{plate_scale(site):g} and {sites[0]['name']!r} by {plate_scale(sites[0]):g}; a "
                 "weight per datum takes the data plate alone"
             )
+
+
+def outside(model: Execution) -> Any:
+    """What stands outside a bound: N/B of the data plate times the scale common to all sites."""
+    check_one_plate(model)
+    observed = next(iter(model.observed.values()))
+    return plate_scale(observed) * common_scale(model)
 
 
 def relative_scale(site: dict[str, Any], common: Any) -> Any:

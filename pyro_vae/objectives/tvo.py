@@ -3,7 +3,6 @@
 __all__ = ["TVO"]
 
 import torch
-from torch import Tensor
 
 from pyro_vae.checks import check_count, check_number
 from pyro_vae.errors import InputError
@@ -91,8 +90,4 @@ class TVO(PerDatum):
         mean = torch.einsum("p,pkb->kb", widths, weights)
         log_joint = terms.log_joint.masked_fill(terms.log_joint == -torch.inf, 0.0)
         surrogate = (mean + of_joint) * log_joint + (of_guide - mean) * terms.log_guide
-        return Estimate(value, _sum(surrogate), terms.factor)
-
-
-def _sum(per_sample: Tensor) -> Tensor:
-    return per_sample.sum(0)
+        return Estimate(value, surrogate.sum(0), terms.factor)
