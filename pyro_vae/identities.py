@@ -15,16 +15,15 @@ from torch import Tensor
 from pyro_vae.closed_form import NoClosedForm, kl_divergence
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation._cubature import Integral, integrate
-from pyro_vae.evaluation.quadrature import (
+from pyro_vae.evaluation.latent_space import (
     LatentSpace,
     Terms,
     draws_of,
     in_double,
-    latent_space,
-    log_evidence_by_quadrature,
     log_guide,
     log_terms,
 )
+from pyro_vae.evaluation.quadrature import log_evidence_by_quadrature, plane_of
 from pyro_vae.execution import Program, execute
 from pyro_vae.log_weights import check_data, log_weights, own_parameters
 from pyro_vae.seeding import derive_seed, seeded
@@ -209,7 +208,7 @@ class _Pair:
     @property
     def space(self) -> LatentSpace:
         if self._space is None:
-            self._space = latent_space(self.model, self.x)
+            self._space = plane_of(self.model, self.x)
         return self._space
 
     def expectation(self, name: str) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Adaptive integration over ℝ or ℝ², a datum: the rule, which knows of no program."""
 
-__all__ = ["integrate", "Integral", "Integrand", "CPU_CHUNK", "check_tolerance"]
+__all__ = ["integrate", "Integral", "Integrand", "check_tolerance"]
 
 import math
 from collections.abc import Callable
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import InputError
+from pyro_vae.evaluation._chunks import default_chunk
 
 FIRST_CELLS = {1: 64, 2: 256}
 ORDERS = {1: (5, 7), 2: (3, 4)}  # Gauss–Legendre nodes a side, of the lower and the higher rule
 LARGEST_SHARE = 0.02  # of the draws in one of the first cells
 LARGEST_RISE = 3.0  # nats by which U exceeds all nodes of a cell that is resolved
 SMALLEST_DISTANCE = 1e-15  # of a node from the end of (−1, 1): z stays below 10⁸ scales
-CPU_CHUNK = 3200  # z at once: what fits a CPU's caches
 
 Integrand = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """(z ``[P, C, D]``, data ``[C]``) → log f ``[P, C]`` and g ``[P, C, M]`` or None, float64.
@@ -164,7 +164,7 @@ class _Quadrature:
         self.line = _line_rule(orders[1], self.device)[0]
         self.nodes = torch.cat([higher[0], lower[0]])
         self.higher, self.lower = higher[1], lower[1]
-        default = CPU_CHUNK if self.device.type == "cpu" else 2**18
+        default = default_chunk(self.device)
         self.cells_at_once = max(1, (chunk_size or default) // len(self.nodes))
         self.draws = [self._to_unit(z) for z in draws]
 

@@ -445,7 +445,7 @@ def latents(**sites):
         (latents(z=dist.Normal(torch.zeros(3), 1.0).to_event(1)), "got 3 .z .3.."),
         (latents(a=dist.Normal(torch.zeros(2), 1.0).to_event(1), b=dist.Normal(0.0, 1.0)),
          "got 3 .a .2., b ..."),
-        (latents(), "got 0 .no latent."),
+        (latents(), "has no latent that is drawn"),
         (latents(z=dist.Gamma(torch.tensor(2.0), 1.0)), "'z' has the support"),
         (latents(z=dist.Uniform(torch.tensor(0.0), 1.0)), "'z' has the support"),
         (latents(z=dist.Poisson(torch.tensor(2.0))), "'z' is discrete"),
