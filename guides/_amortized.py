@@ -1,6 +1,6 @@
-"""What the guides of one latent share: the program over their posterior."""
+"""What the guides of one latent share: the program over their posterior, and what encodes x."""
 
-__all__ = ["AmortizedGuide"]
+__all__ = ["AmortizedGuide", "EncodedGuide"]
 
 import pyro
 import pyro.distributions as dist
@@ -26,3 +26,23 @@ class AmortizedGuide(PyroModule):
         with pyro.plate("data", x.shape[0], dim=-1):
             z: Tensor = pyro.sample("z", q)
             return z
+
+
+class EncodedGuide(AmortizedGuide):
+    """A guide whose q(z|x) is a family of distributions at the outputs of an encoder.
+
+    Subclasses give ``outputs`` and ``distribution``, whose own weights are shared by all
+    data: the best q of the family for a datum is found by moving its outputs alone.
+    """
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """Return what the encoder says of x, ``[B, P]``: all of q(z|x) that depends on x."""
+        raise NotImplementedError
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Return q(z) at outputs ``[B, P]``, ``batch_shape [B]``, ``event_shape (latent_dim,)``."""
+        raise NotImplementedError
+
+    def posterior(self, x: Tensor) -> dist.TorchDistribution:
+        """Return q(z|x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
+        return self.distribution(self.outputs(x))

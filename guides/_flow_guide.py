@@ -8,11 +8,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ._amortized import AmortizedGuide
+from ._amortized import EncodedGuide
 
 
-class FlowGuide(AmortizedGuide):
-    """A guide with μ(x), σ(x) and a flow: subclasses give the ``posterior``.
+class FlowGuide(EncodedGuide):
+    """A guide with μ(x), σ(x) and a flow: subclasses give ``outputs`` and ``distribution``.
 
     Arguments:
         encoder: maps x ``[B, *event_shape]`` to features ``[B, out_features]``.
@@ -22,11 +22,8 @@ class FlowGuide(AmortizedGuide):
     def __init__(self, encoder: Any, latent_dim: int):
         super().__init__()
         self.encoder = encoder
+        self.latent_dim = latent_dim
         self.head = nn.Linear(encoder.out_features, 2 * latent_dim)
-
-    def posterior(self, x: Tensor) -> dist.TorchDistribution:
-        """Return q(z|x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
-        raise NotImplementedError
 
 
 def standard_normal_like(x: Tensor) -> dist.TorchDistribution:

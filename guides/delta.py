@@ -7,10 +7,10 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ._amortized import AmortizedGuide
+from ._amortized import EncodedGuide
 
 
-class Delta(AmortizedGuide):
+class Delta(EncodedGuide):
     """A point mass at the encoder's output, q(z|x) = δ(z − μ(x)): a plain autoencoder.
 
     Training maximizes log p(x|μ(x)) + log p(μ(x)): a reconstruction and the
@@ -45,6 +45,11 @@ class Delta(AmortizedGuide):
         self.encoder = encoder
         self.head = nn.Linear(encoder.out_features, latent_dim)
 
-    def posterior(self, x: Tensor) -> dist.TorchDistribution:
-        """Return q(z|x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
-        return dist.Delta(self.head(self.encoder(x)), event_dim=1, validate_args=False)
+    def outputs(self, x: Tensor) -> Tensor:
+        """Return μ(x), ``[B, latent_dim]``."""
+        outputs: Tensor = self.head(self.encoder(x))
+        return outputs
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Return q(z) at outputs ``[B, P]``, ``batch_shape [B]``, ``event_shape (latent_dim,)``."""
+        return dist.Delta(outputs, event_dim=1, validate_args=False)

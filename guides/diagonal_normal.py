@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from pyro_vae.errors import InputError
 from pyro_vae.links import positive
 
-from ._amortized import AmortizedGuide
+from ._amortized import EncodedGuide
 
 
-class DiagonalNormal(AmortizedGuide):
+class DiagonalNormal(EncodedGuide):
     """A normal with diagonal covariance, q(z|x) = N(μ(x), diag σ²(x)).
 
     Samples are reparameterized, z = μ(x) + σ(x) ε with ε ~ N(0, I), so that
@@ -50,8 +50,12 @@ class DiagonalNormal(AmortizedGuide):
         if not self.amortized:
             self.raw_scale = nn.Parameter(torch.zeros(latent_dim))
 
-    def posterior(self, x: Tensor) -> dist.TorchDistribution:
-        """Return q(z|x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
-        outputs = self.head(self.encoder(x))
+    def outputs(self, x: Tensor) -> Tensor:
+        """Return μ(x) and, where it is amortized, σ(x) before its link, ``[B, P]``."""
+        outputs: Tensor = self.head(self.encoder(x))
+        return outputs
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Return q(z) at outputs ``[B, P]``, ``batch_shape [B]``, ``event_shape (latent_dim,)``."""
         loc, raw_scale = outputs.chunk(2, dim=-1) if self.amortized else (outputs, self.raw_scale)
         return dist.Normal(loc, positive(raw_scale), validate_args=False).to_event(1)

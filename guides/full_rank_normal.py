@@ -13,10 +13,10 @@ from pyro_vae.errors import InputError
 from pyro_vae.flows import state_of
 from pyro_vae.links import positive
 
-from ._amortized import AmortizedGuide
+from ._amortized import EncodedGuide
 
 
-class FullRankNormal(AmortizedGuide):
+class FullRankNormal(EncodedGuide):
     """A normal with full covariance, q(z|x) = N(μ(x), L(x) L(x)ᵀ).
 
     L = diag(σ) (I + N), N strictly lower triangular and unconstrained: every
@@ -73,9 +73,13 @@ class FullRankNormal(AmortizedGuide):
             self.head = nn.Linear(encoder.out_features, latent_dim)
             self.raw_tril = nn.Parameter(torch.zeros(entries))
 
-    def posterior(self, x: Tensor) -> dist.TorchDistribution:
-        """Return q(z|x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
-        outputs = self.head(self.encoder(x))
+    def outputs(self, x: Tensor) -> Tensor:
+        """Return μ(x) and, where it is amortized, L(x) before its links, ``[B, P]``."""
+        outputs: Tensor = self.head(self.encoder(x))
+        return outputs
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Return q(z) at outputs ``[B, P]``, ``batch_shape [B]``, ``event_shape (latent_dim,)``."""
         loc = outputs[..., : self.latent_dim]
         raw_tril = outputs[..., self.latent_dim :] if self.amortized else self.raw_tril
         return _CholeskyNormal(loc, scale_tril=self._scale_tril(raw_tril), validate_args=False)

@@ -47,10 +47,19 @@ class Hierarchical(PyroModule):
         self.head = nn.Linear(encoder.out_features, 2 * latent_dims[0])
         self.top = ConditionalNormal(latent_dims[0], latent_dims[1], hidden, activation)
 
+    def outputs(self, x: Tensor) -> Tensor:
+        """Return μ(x) of z1 and σ(x) before its link, ``[B, P]``."""
+        outputs: Tensor = self.head(self.encoder(x))
+        return outputs
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Return q(z1) at outputs ``[B, P]``, ``event_shape (latent_dims[0],)``."""
+        loc, raw_scale = outputs.chunk(2, dim=-1)
+        return dist.Normal(loc, positive(raw_scale), validate_args=False).to_event(1)
+
     def posterior(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z1|x), ``batch_shape [B]`` and ``event_shape (latent_dims[0],)``."""
-        loc, raw_scale = self.head(self.encoder(x)).chunk(2, dim=-1)
-        return dist.Normal(loc, positive(raw_scale), validate_args=False).to_event(1)
+        return self.distribution(self.outputs(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Sample z1, then z2 given it; the encoder runs once a datum."""

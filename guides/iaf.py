@@ -5,6 +5,7 @@ __all__ = ["IAF"]
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
 from pyro_vae.flows import Affine, AutoregressiveLayer, check_sizes
@@ -59,10 +60,15 @@ class IAF(FlowGuide):
             for index in range(layers)
         )
 
-    def posterior(self, x: Tensor) -> dist.TorchDistribution:
-        """Return q(z|x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
+    def outputs(self, x: Tensor) -> Tensor:
+        """Return the features, which the steps take, μ(x), and σ(x) before its link, ``[B, P]``."""
         features = self.encoder(x)
-        loc, raw_scale = self.head(features).chunk(2, dim=-1)
+        return torch.cat([features, self.head(features)], dim=-1)
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Return q(z) at outputs ``[B, P]``, ``batch_shape [B]``, ``event_shape (latent_dim,)``."""
+        sizes = (self.encoder.out_features, self.latent_dim, self.latent_dim)
+        features, loc, raw_scale = outputs.split(sizes, dim=-1)
         base = dist.Normal(loc, positive(raw_scale), validate_args=False).to_event(1)
         steps = [layer(features) for layer in self.layers]
         return dist.TransformedDistribution(base, steps, validate_args=False)

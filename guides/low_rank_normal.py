@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from pyro_vae.errors import InputError
 from pyro_vae.links import positive
 
-from ._amortized import AmortizedGuide
+from ._amortized import EncodedGuide
 
 
-class LowRankNormal(AmortizedGuide):
+class LowRankNormal(EncodedGuide):
     """A normal with low-rank plus diagonal covariance, diag(σ) (I + F Fᵀ) diag(σ) at each x.
 
     z = μ + σ ⊙ (F η + ε),  η ~ N(0, I_rank),  ε ~ N(0, I),  with μ, σ and F
@@ -57,9 +57,14 @@ class LowRankNormal(AmortizedGuide):
             self.head.weight[2 * latent_dim :] *= 0.1
             self.head.bias[2 * latent_dim :] *= 0.1
 
-    def posterior(self, x: Tensor) -> dist.TorchDistribution:
-        """Return q(z|x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
-        loc, raw_scale, factor = self.head(self.encoder(x)).split(self.sizes, dim=-1)
+    def outputs(self, x: Tensor) -> Tensor:
+        """Return μ(x), σ(x) before its link, and F(x), ``[B, P]``."""
+        outputs: Tensor = self.head(self.encoder(x))
+        return outputs
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Return q(z) at outputs ``[B, P]``, ``batch_shape [B]``, ``event_shape (latent_dim,)``."""
+        loc, raw_scale, factor = outputs.split(self.sizes, dim=-1)
         factor = factor.unflatten(-1, (loc.shape[-1], -1))
         return _FactorNormal(loc, positive(raw_scale), factor)
 

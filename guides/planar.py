@@ -61,14 +61,21 @@ class Planar(FlowGuide):
             self.to_u.weight.mul_(0.01)
             self.to_u.bias.zero_()
 
-    def posterior(self, x: Tensor) -> dist.TorchDistribution:
-        """Return q(z|x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
+    def outputs(self, x: Tensor) -> Tensor:
+        """Return μ(x), and before their links σ(x), u, w and b of each layer, ``[B, P]``."""
         features = self.encoder(x)
-        loc, raw_scale = self.head(features).chunk(2, dim=-1)
+        layers = [to(features) for to in (self.to_u, self.to_w, self.to_b)]
+        return torch.cat([self.head(features), *layers], dim=-1)
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Return q(z) at outputs ``[B, P]``, ``batch_shape [B]``, ``event_shape (latent_dim,)``."""
+        layers = [self.num_layers * size for size in self.sizes]
+        head, u, w, b = outputs.split([2 * self.latent_dim, *layers], dim=-1)
+        loc, raw_scale = head.chunk(2, dim=-1)
         parameters = zip(
-            bounded(self.to_u(features), LIMIT).chunk(self.num_layers, dim=-1),
-            bounded(self.to_w(features), LIMIT).chunk(self.num_layers, dim=-1),
-            self.to_b(features).chunk(self.num_layers, dim=-1),
+            bounded(u, LIMIT).chunk(self.num_layers, dim=-1),
+            bounded(w, LIMIT).chunk(self.num_layers, dim=-1),
+            b.chunk(self.num_layers, dim=-1),
             strict=True,
         )
         steps = [*(_Bend(u, w, b) for u, w, b in parameters), LocScale(loc, positive(raw_scale))]

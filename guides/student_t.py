@@ -12,10 +12,10 @@ from pyro_vae.checks import check_number
 from pyro_vae.links import positive
 from pyro_vae.student_t import MAX_DF, LocationScaleT
 
-from ._amortized import AmortizedGuide
+from ._amortized import EncodedGuide
 
 
-class StudentT(AmortizedGuide):
+class StudentT(EncodedGuide):
     """Independent Student-t latents, whose tails keep importance weights bounded.
 
     log q(z|x) = Σ_d −½ (ν + 1) log(1 + y_d²/ν) − log s_d
@@ -50,8 +50,13 @@ class StudentT(AmortizedGuide):
         self.df = float(df)
         self.head = nn.Linear(encoder.out_features, 2 * latent_dim)
 
-    def posterior(self, x: Tensor) -> dist.TorchDistribution:
-        """Return q(z|x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
-        loc, raw_scale = self.head(self.encoder(x)).chunk(2, dim=-1)
+    def outputs(self, x: Tensor) -> Tensor:
+        """Return μ(x) and s(x) before its link, ``[B, P]``."""
+        outputs: Tensor = self.head(self.encoder(x))
+        return outputs
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Return q(z) at outputs ``[B, P]``, ``batch_shape [B]``, ``event_shape (latent_dim,)``."""
+        loc, raw_scale = outputs.chunk(2, dim=-1)
         df = torch.full_like(loc, self.df)
         return LocationScaleT(df, loc, positive(raw_scale), validate_args=False).to_event(1)

@@ -119,7 +119,9 @@ class Guide(Protocol):
     """q(z | x): a Pyro program of ``x`` ``[B, *event_shape]``.
 
     ``has_density`` tells whether log q is known at any z, not only at its own
-    draws. A guide with ``has_bound = False`` has no ELBO: it is a point.
+    draws. A guide with ``has_bound = False`` has no ELBO: it is a point. Where it
+    has ``outputs(x)`` ``[B, P]``, all of q(z|x) that depends on x, and ``distribution(outputs)``,
+    of which ``posterior`` is made, the best q of its family can be found for each datum.
     """
 
     has_density: bool
