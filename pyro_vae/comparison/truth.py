@@ -2,14 +2,13 @@
 
 __all__ = ["find_truth"]
 
-import torch
 from torch import Tensor
 
 from pyro_vae.comparison.rows import Truth
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation.quadrature import MAX_DIM, log_evidence_by_quadrature
+from pyro_vae.evaluation.evidence import log_evidence
+from pyro_vae.evaluation.quadrature import MAX_DIM
 from pyro_vae.execution import Program
-from pyro_vae.log_weights import own_parameters
 
 TOLERANCE = 1e-3  # of a datum, in nats
 
@@ -28,18 +27,12 @@ def find_truth(model: Program, x: Tensor, num_latents: int, seed: int = 0) -> Tr
         num_latents: the dimension of all latents together.
         seed: of the draws that place the first cells of the quadrature.
     """
-    evidence = getattr(model, "log_evidence", None)
-    if evidence is not None:
-        with torch.no_grad(), own_parameters(model):
-            return Truth("exact", float(evidence(x).double().mean()), 0.0)
-    return _by_quadrature(model, x, seed) if 1 <= num_latents <= MAX_DIM else None
-
-
-def _by_quadrature(model: Program, x: Tensor, seed: int) -> Truth | None:
+    exact = hasattr(model, "log_evidence")
+    if not exact and not 1 <= num_latents <= MAX_DIM:
+        return None
+    method = "exact" if exact else "quadrature"
     try:
-        evidence = log_evidence_by_quadrature(model, x, tolerance=TOLERANCE, seed=seed)
+        found = log_evidence(model, None, x, method=method, tolerance=TOLERANCE, seed=seed)
     except InputError:  # a discrete latent, one on the half-line, a density that is NaN
         return None
-    if not bool(evidence.converged.all()):
-        return None
-    return Truth("quadrature", float(evidence.log_px.mean()), float(evidence.error.mean()))
+    return Truth(method, found.mean, found.mean_error) if bool(found.trusted.all()) else None

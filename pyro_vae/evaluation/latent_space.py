@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from pyro.poutine import infer_config
 from torch import Tensor, nn
-from torch.distributions import Transform, biject_to, constraints, identity_transform
+from torch.distributions import Transform, VonMises, biject_to, constraints, identity_transform
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from pyro_vae.errors import InputError
@@ -64,8 +65,7 @@ class LatentSpace:
         parts, total = self._parts(z), z.new_zeros(z.shape[:-1])
         for name, transform in self.transforms.items():
             part = parts[name]
-            log_det = transform.log_abs_det_jacobian(part, transform(part))
-            total = total + log_det.flatten(start_dim=z.dim() - 1).sum(-1)
+            total = total + transform.log_abs_det_jacobian(part, transform(part))
         return total
 
     def _parts(self, z: Tensor) -> dict[str, Tensor]:
@@ -130,7 +130,8 @@ def latent_space(model: Program, x: Tensor) -> LatentSpace:
             no smooth image of the reals.
     """
     with seeded(0, x.device):
-        run = execute(model, "model", 1, (x,), num_data=x.shape[0])
+        # Two draws: a support that moves with another latent is seen to differ between them.
+        run = execute(model, "model", 2, (x,), num_data=x.shape[0])
     if not run.observed:
         raise InputError("the model has no observed site; expected pyro.sample('x', …, obs=x)")
     if not run.latent:
@@ -148,13 +149,22 @@ def latent_space(model: Program, x: Tensor) -> LatentSpace:
 def draws_of(
     program: Program, kind: str, x: Tensor, space: LatentSpace, seed: int, num: int = NUM_DRAWS
 ) -> Tensor:
-    """Return draws of the prior or the guide, ``[N, B, D]``, for each datum."""
+    """Return draws of the prior or the guide, ``[N, B, D]``, for each datum.
+
+    Latents that densities sum out are drawn as well: enumerated, they would give a z for each
+    of their values, whatever its probability.
+    """
+    unmarked: Any = {"enumerate": None}
+    drawn = infer_config(program, lambda site: unmarked) if kind == "model" else program
     each = max(1, default_chunk(x.device) // len(x))
     parts = []
     with seeded(seed, x.device):
         for start in range(0, num, each):
-            run = execute(program, kind, min(each, num - start), (x,), num_data=x.shape[0])
-            parts.append(space.vector(run.values))
+            run = execute(drawn, kind, min(each, num - start), (x,), num_data=x.shape[0])
+            values = run.values
+            if kind == "model":
+                values = {name: values[name] for name in space.shapes}
+            parts.append(space.vector(values))
     return torch.cat(parts)
 
 
@@ -223,15 +233,44 @@ def _to_support(name: str, fn: Any) -> Transform:
     base = support
     while isinstance(base, constraints.independent):
         base = base.base_constraint
+    if _is_circular(fn):
+        # Its support says the reals, over which a density with period 2π integrates to ∞.
+        raise InputError(
+            f"latent site {name!r} is an angle; draw a real latent and map it inside the model"
+        )
     if base in (constraints.real, constraints.real_vector):
         return identity_transform
     try:
-        return biject_to(support)
+        return biject_to(_fixed(name, support, len(fn.event_shape)))
     except NotImplementedError:
         raise InputError(
             f"latent site {name!r} has the support {support}, to which no map from the reals is "
             "known; draw a real latent and transform it inside the model"
         ) from None
+
+
+def _fixed(name: str, support: Any, event_dim: int) -> Any:
+    """The support of every datum and draw, its bounds without their dimensions."""
+    if isinstance(support, constraints.independent):
+        base = _fixed(name, support.base_constraint, event_dim)
+        return constraints.independent(base, support.reinterpreted_batch_ndims)
+    fixed = copy.copy(support)
+    for key, bound in vars(support).items():
+        if isinstance(bound, Tensor) and bound.dim() > event_dim:
+            first = bound.flatten(end_dim=bound.dim() - event_dim - 1)[0]
+            if not bool((bound == first).all()):
+                raise InputError(
+                    f"latent site {name!r} has a support that varies with the datum or with "
+                    "another latent; draw a real latent and transform it inside the model"
+                )
+            setattr(fixed, key, first)
+    return fixed
+
+
+def _is_circular(fn: Any) -> bool:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, VonMises)
 
 
 def check_function(terms: Callable[[Tensor, Tensor], Terms], x: Tensor, space: LatentSpace) -> None:
