@@ -27,11 +27,15 @@ from pyro_vae.comparison.subject import program_subject, run_subject
 from pyro_vae.components import find, names
 from pyro_vae.config import Config, read_yaml
 from pyro_vae.data import describe_data
+from pyro_vae.diagnose_command import chosen_parts, diagnose_subject
+from pyro_vae.diagnose_command import program_subject as program_to_diagnose
+from pyro_vae.diagnose_command import run_subject as run_to_diagnose
+from pyro_vae.diagnosis.diagnose import Settings as DiagnosisSettings
 from pyro_vae.errors import InputError, suggest
-from pyro_vae.evaluation import evaluate
-from pyro_vae.evaluation.record import read_record, replace_entry, weights_hash, write_record
+from pyro_vae.evaluate_command import Options as EvaluateOptions
+from pyro_vae.evaluate_command import evaluate_pair, evaluate_run
 from pyro_vae.run_training import resume_run, start_run, train_run
-from pyro_vae.runs import Run, load_run, read_rows
+from pyro_vae.runs import load_run, read_rows
 from pyro_vae.significance import mean_interval
 from pyro_vae.sweep import (
     FACTORS,
@@ -48,9 +52,7 @@ from pyro_vae.terminal import (
     TITLES,
     TrainingDisplay,
     counting,
-    evaluation_table,
     graceful_stop,
-    is_bound,
 )
 from pyro_vae.training import Trainer
 
@@ -327,11 +329,17 @@ def sweep(
 
 @app.command("evaluate", rich_help_panel="Score")
 def evaluate_command(
-    run: RunArgument,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN [RUN_B]", help="A run folder, or two to compare.")
+    ],
     split: SplitOption = "test",
     num_samples: Annotated[
         int, typer.Option("--num-samples", "-K", help="K, importance samples a datum.")
     ] = 5000,
+    adaptive: Annotated[
+        bool,
+        typer.Option("--adaptive", help="Data that k̂ flags again, by wider proposals or AIS."),
+    ] = False,
     count: Annotated[
         int | None, typer.Option(help="Score a random subset of so many data, by a fixed seed.")
     ] = None,
@@ -345,15 +353,36 @@ def evaluate_command(
     device: DeviceOption = "auto",
     data_root: DataRootOption = None,
     allow_code: AllowCodeOption = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A JSON file for the difference of two runs.")
+    ] = None,
 ) -> None:
     """Score a run: ELBO, its terms, and log p(x) by IWAE-K, each with its errors.
 
-    Written to RUN/evaluation/SPLIT.json, an entry a protocol.
+    k̂ tells on which data IWAE-K cannot be trusted. Written to RUN/evaluation/SPLIT.json, an entry
+    a protocol, and drawn in RUN/figures: bound_curve.png, pareto_k.png.
+
+    [bold]pyro-vae evaluate runs/a runs/b[/] scores both, and gives the difference of log p(x)
+    paired over the data: of two trained networks, not of two priors.
     """
-    loaded = load_run(
-        run, allow_code=allow_code, device=device, weights=weights, data_root=data_root
-    )
-    _evaluate(loaded, split, num_samples, count=count, chunk_size=chunk_size, seed=seed)
+    if len(runs) > 2:
+        raise InputError(f"evaluate takes one run, or two to compare, got {len(runs)}; see sweep")
+    if out is not None and len(runs) == 1:
+        raise InputError(
+            "--out is for the difference of two runs; one is written to RUN/evaluation"
+        )
+    options = EvaluateOptions(
+        split=split, num_samples=num_samples, count=count, chunk_size=chunk_size, seed=seed,
+        adaptive=adaptive,
+    )  # fmt: skip
+    loaded = [
+        load_run(run, allow_code=allow_code, device=device, weights=weights, data_root=data_root)
+        for run in runs
+    ]
+    if len(loaded) == 1:
+        evaluate_run(console, loaded[0], options)
+    else:
+        evaluate_pair(console, loaded[0], loaded[1], options, out)
 
 
 @app.command(rich_help_panel="Score")
@@ -426,6 +455,87 @@ def compare(
         raise InputError("--program and --data go without a run folder, which has its own")
     subject = run_subject(run, weights=weights, allow_code=allow_code, **place)
     compare_subject(console, subject, out or run, options)
+
+
+@app.command(rich_help_panel="Score")
+def diagnose(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A run folder; else --program.")
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            "--only",
+            help="gap, reliability, latents, calibration, checks, space: some of them.",
+            show_default="all",
+        ),
+    ] = None,
+    skip: Annotated[str | None, typer.Option("--skip", help="Leave these parts out.")] = None,
+    count: Annotated[
+        int, typer.Option(min=2, help="Random subsets of so many data, of the gap fewer.")
+    ] = DiagnosisSettings.count,
+    gap_count: Annotated[
+        int, typer.Option(min=2, help="Of the gap, in training and test data each.")
+    ] = DiagnosisSettings.gap_count,
+    num_samples: Annotated[
+        int, typer.Option("--num-samples", "-K", min=1, help="K of IWAE-K, whose k̂ are shown.")
+    ] = DiagnosisSettings.num_samples,
+    num_chains: Annotated[
+        int, typer.Option(min=2, help="Chains of AIS, a datum.")
+    ] = DiagnosisSettings.num_chains,
+    num_temperatures: Annotated[
+        int, typer.Option(min=2, help="Temperatures of AIS.")
+    ] = DiagnosisSettings.num_temperatures,
+    weights: Annotated[
+        str, typer.Option(help="best (validation epoch) or last, as training left them.")
+    ] = "best",
+    program: Annotated[
+        Path | None,
+        typer.Option("--program", help="Your own .py file with model and guide in it; executed."),
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Data set of --program.")] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    data_root: DataRootOption = None,
+    allow_code: AllowCodeOption = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder; else RUN, or runs/diagnose-<n>.")
+    ] = None,
+) -> None:
+    """Where the ELBO loses log p(x), what the latents carry, whether the model fits.
+
+    [bold]gap[/]: log p(x) − ELBO on training and test data, the part that the guide's family costs
+    and the part that its encoder costs. [bold]reliability[/]: k̂ of IWAE-K.
+    [bold]latents[/]: rate, mutual information, KL a dimension, collapse.
+    [bold]calibration[/]: of q, on data drawn from the model. [bold]checks[/]: statistics of data
+    against draws from the model. [bold]space[/]: complete, continuous, classified.
+
+    Or of programs of your own: [bold]pyro-vae diagnose --program my_vae.py --data digits[/]
+
+    Writes diagnosis.json and figures; both hold the parts of the last call.
+    """
+    parts = chosen_parts(only, skip)
+    settings = DiagnosisSettings(
+        count=count, gap_count=gap_count, num_samples=num_samples, num_chains=num_chains,
+        num_temperatures=num_temperatures, seed=seed,
+    )  # fmt: skip
+    if run is None:
+        if program is None or data is None:
+            raise InputError("give a run folder, or --program FILE.py with its --data")
+        if weights != "best":
+            raise InputError("--weights are a run's; a program has those that its file gives it")
+        with program_to_diagnose(
+            program, data, seed=seed, device=device, data_root=data_root
+        ) as subject:
+            folder = out or _next_folder(Path("runs"), "diagnose")
+            diagnose_subject(console, subject, folder, settings, parts)
+        return
+    if program is not None or data is not None:
+        raise InputError("--program and --data go without a run folder, which has its own")
+    subject = run_to_diagnose(
+        run, weights=weights, device=device, data_root=data_root, allow_code=allow_code
+    )
+    diagnose_subject(console, subject, out or run, settings, parts)
 
 
 @app.command(rich_help_panel="Draw")
@@ -571,7 +681,7 @@ def demo(
         config, _, trainer = start_run(settings.replace(latent_dim=dims), path)
         _train(path, config, trainer, tensorboard=False)
         run = load_run(path)
-        _evaluate(run, "test", num_samples, seed=seed)
+        evaluate_run(console, run, EvaluateOptions(num_samples=num_samples, seed=seed))
         pictures += [path / "figures" / "training.png", *gallery.draw_all(run, seed=seed)]
     console.print("\nThe pictures:")
     for picture in pictures:
@@ -631,46 +741,6 @@ def _event_writer(path: Path) -> Any:
     except ImportError:
         return None
     return SummaryWriter(path / "tensorboard")
-
-
-def _evaluate(
-    run: Run,
-    split_name: str,
-    num_samples: int,
-    *,
-    count: int | None = None,
-    chunk_size: int | None = None,
-    seed: int = 0,
-) -> None:
-    split = run.data.split(split_name)
-    if count is not None:
-        split = split.subset(count)
-    record = run.path / "evaluation" / f"{split_name}.json"
-    entries = read_record(record)  # before the work, not after it
-    with counting(console, f"IWAE-{num_samples}, blocks") as on_block:
-        evaluation = evaluate(
-            run.model,
-            run.guide,
-            split,
-            run.facts,
-            num_samples=num_samples,
-            chunk_size=chunk_size,
-            seed=seed,
-            device=run.device,
-            dtype=run.config.torch_dtype(),
-            data_protocol={"weights": run.weights, **run.data.protocol(split_name, split)},
-            on_block=on_block,
-        )
-    entry = evaluation.to_json() | {"weights_hash": weights_hash(run.path, run.weights)}
-    write_record(record, replace_entry(entries, entry))
-    title = f"{run.path}, {split_name}, {len(split)} data of {run.config.data}"
-    console.print(title, style="bold", soft_wrap=True)
-    console.print(evaluation_table(evaluation))
-    for name in ("log_likelihood", "bits_per_dim"):
-        if name in evaluation.estimates and evaluation.estimates[name].note:
-            console.print(f"{TITLES[name]}: {evaluation.estimates[name].note}", soft_wrap=True)
-    errors = "errors over draws of z and" if is_bound(evaluation.estimates) else "error"
-    console.print(f"± standard {errors} over data; {record}", soft_wrap=True)
 
 
 @contextlib.contextmanager

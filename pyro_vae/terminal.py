@@ -4,6 +4,8 @@ __all__ = [
     "TrainingDisplay",
     "objective_name",
     "evaluation_table",
+    "pareto_table",
+    "paired_table",
     "counting",
     "graceful_stop",
 ]
@@ -35,6 +37,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pyro_vae.components import PACKAGES
+from pyro_vae.evaluation.paired import PairedDifference
 from pyro_vae.evaluation.scores import Estimate, Evaluation
 from pyro_vae.training import Trainer
 
@@ -47,6 +50,7 @@ TITLES = {
     "reconstruction": "  E_q log p(x|z)",
     "kl": "  KL(q(z|x) ‖ p(z))",
     "log_likelihood": "log p(x)",
+    "log_likelihood_adaptive": "log p(x), adaptive",
     "log_evidence": "log p(x), exact",
     "bits_per_dim": "bits/dim",
 }
@@ -154,7 +158,7 @@ def objective_name(objective: ELBO) -> str:
 
 def evaluation_table(evaluation: Evaluation) -> Table:
     """Lay an evaluation out: each value with its errors apart."""
-    table = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = _table()
     table.add_column("", no_wrap=True)
     headings = ["estimate", "± draws", "± data", "bias"]
     shown = [0, 1, 2, 3] if is_bound(evaluation.estimates) else [0, 2]
@@ -168,6 +172,48 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         texts = cells(estimate)
         table.add_row(title, *(texts[i] for i in shown), estimate.unit)
     return table
+
+
+def pareto_table(worst: Sequence[Mapping[str, Any]]) -> Table:
+    """Lay out the data of the largest k̂: where they are, and what IWAE makes of them."""
+    table = _table()
+    for heading in ("datum", "k̂", "log p(x)"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in worst:
+        table.add_row(str(row["position"]), f"{row['pareto_k']:.2f}", f"{row['log_px']:.2f}")
+    return table
+
+
+def paired_table(differences: Mapping[str, PairedDifference], num_samples: int) -> Table:
+    """Lay out log p_A(x) − log p_B(x) by each method, its biases and flagged data below it."""
+    table = _table()
+    table.add_column("nats/datum", no_wrap=True)
+    for heading in ("A", "B", "A − B", "± draws", "± data"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, each in differences.items():
+        title = TITLES[name] + (f", IWAE-{num_samples}" if name == "log_likelihood" else "")
+        errors = [each.standard_error, each.data_standard_error]
+        digits = digits_of(errors)
+        means = [f"{value:.{digits}f}" for value in (each.first, each.second, each.difference)]
+        over_draws, over_data = (error_text(error, digits) for error in errors)
+        if each.is_exact:
+            over_draws = "–"
+        elif each.understated and not each.is_same:
+            over_draws = at_least(over_draws)
+        table.add_row(title, *means, over_draws, over_data)
+        if each.is_exact:
+            continue
+        biases = [error_text(b, digits) for b in (each.first_bias, each.second_bias, each.bias)]
+        if each.understated:
+            limits = [at_least(text, "≤") for text in biases[:2]]
+            biases = [*limits, biases[2] if each.is_same else "–"]  # of two limits, none
+        table.add_row("  its bias", *biases, "", "")
+        table.add_row("  flagged", str(each.first_flagged), str(each.second_flagged), "", "", "")
+    return table
+
+
+def _table() -> Table:
+    return Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def is_bound(estimates: Mapping[str, Estimate]) -> bool:

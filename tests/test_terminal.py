@@ -1,5 +1,6 @@
 """The progress bar and the table, as a terminal shows them."""
 
+import dataclasses
 import io
 import re
 
@@ -14,6 +15,7 @@ from pyro_vae.components import build
 from pyro_vae.config import Config
 from pyro_vae.data import load_data
 from pyro_vae.evaluation import Estimate, Evaluation
+from pyro_vae.evaluation.paired import PairedDifference
 from pyro_vae.run_training import facts_of
 from pyro_vae.terminal import (
     TrainingDisplay,
@@ -21,6 +23,8 @@ from pyro_vae.terminal import (
     digits_of,
     evaluation_table,
     objective_name,
+    paired_table,
+    pareto_table,
 )
 from pyro_vae.training import Trainer
 
@@ -140,3 +144,40 @@ def test_an_error_that_is_not_zero_is_never_shown_as_zero():
     assert cells(estimate) == ["-81.60", "<0.01", "1.51", ">-0.01"]
     exact = Estimate(-81.6, 0.0, 1.51, 300, bias=0.0)
     assert cells(exact)[1] == "0.00"
+
+
+def paired_lines(**changes) -> list[str]:
+    found = PairedDifference(
+        count=9, first=-97.123456, second=-98.5, difference=1.376544, standard_error=0.0123,
+        data_standard_error=0.31, low=0.7, high=2.0, first_bias=-0.004, second_bias=-0.0202,
+        first_flagged=0, second_flagged=0, understated=False, is_exact=False,
+    )  # fmt: skip
+    console = Console(file=io.StringIO(), width=80)
+    console.print(paired_table({"log_likelihood": dataclasses.replace(found, **changes)}, 5000))
+    return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+
+
+def test_a_difference_stands_with_its_biases_and_flags():
+    lines = paired_lines()
+    assert "log p(x), IWAE-5000 -97.123 -98.500 1.377 0.012 0.310" in lines
+    assert "its bias -0.004 -0.020 0.016" in lines
+    assert "flagged 0 0" in lines
+
+
+def test_limits_of_a_difference_are_marked():
+    lines = paired_lines(understated=True, second_flagged=3)
+    assert "log p(x), IWAE-5000 -97.123 -98.500 1.377 ≥0.012 0.310" in lines
+    assert "its bias ≤-0.004 ≤-0.020 –" in lines  # of two limits no difference
+    assert "flagged 0 3" in lines
+
+
+def test_an_exact_difference_has_neither_draws_nor_bias():
+    lines = paired_lines(is_exact=True, standard_error=0.0)
+    assert "log p(x), IWAE-5000 -97.12 -98.50 1.38 – 0.31" in lines
+    assert not any("bias" in line or "flagged" in line for line in lines)
+
+
+def test_the_worst_data_are_listed():
+    console = Console(file=io.StringIO(), width=80)
+    console.print(pareto_table([{"position": 8815, "pareto_k": 2.836, "log_px": -253.21}]))
+    assert "8815 2.84 -253.21" in " ".join(console.file.getvalue().split())

@@ -92,7 +92,7 @@ def weights_hash(run: Path, weights: str = "best") -> str:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether it has a protocol, estimates and, where it has them, active units."""
+    """Whether it has a protocol, estimates and, where it has them, active units and k̂."""
     try:
         protocol, fields = entry["protocol"], entry["estimates"]
         estimates = {name: Estimate(**each) for name, each in fields.items()}
@@ -105,6 +105,29 @@ def _is_entry(entry: Any) -> bool:
         and (len(estimates) == 1 or estimates.keys() >= _BOUND)
         and all(map(_is_estimate, estimates.values()))
         and (units is None or _is_units(units))
+        and ("pareto_k" not in entry or _is_pareto(entry["pareto_k"]))
+    )
+
+
+def _is_pareto(block: Any) -> bool:
+    """Whether it is a ``pareto_summary``."""
+    counts = ("pilot_samples", "flagged", "unknown", "constant")
+    return (
+        isinstance(block, dict)
+        and block.keys() == {*counts, "threshold", "share", "worst"}
+        and all(_is_number(block[name]) for name in ("threshold", "share"))
+        and all(type(block[name]) is int for name in counts)
+        and isinstance(block["worst"], list)
+        and all(map(_is_worst, block["worst"]))
+    )
+
+
+def _is_worst(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and row.keys() == {"position", "pareto_k", "log_px"}
+        and type(row["position"]) is int
+        and all(_is_number(row[name]) for name in ("pareto_k", "log_px"))
     )
 
 

@@ -1,12 +1,12 @@
 """Scores of a pair on a split: every mean with its errors, under a stated protocol."""
 
-__all__ = ["evaluate", "Estimate", "Evaluation", "versions"]
+__all__ = ["evaluate", "Estimate", "Evaluation", "PerDatum", "pareto_summary", "versions"]
 
 import dataclasses
 import math
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -14,11 +14,29 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Split
-from pyro_vae.evaluation.importance import LARGEST_ERROR, LogLikelihood, log_likelihood
+from pyro_vae.errors import InputError
+from pyro_vae.evaluation.adaptive import Refined, refine
+from pyro_vae.evaluation.importance import (
+    LARGEST_ERROR,
+    LARGEST_SHAPE,
+    LogLikelihood,
+    log_likelihood,
+)
 from pyro_vae.execution import Program
 from pyro_vae.log_weights import draw_latents, own_parameters, weigh
 from pyro_vae.protocols import Facts
 from pyro_vae.standard_error import standard_error_of_mean
+
+# How many of the largest k̂ are listed.
+WORST = 6
+# What ``refine`` calls a datum's method, in words.
+METHODS = {
+    "iwae": "IWAE",
+    "defensive": "guide and prior mixed",
+    "wide": "a wider Student-t",
+    "adapted": "an adapted Student-t",
+    "ais": "AIS",
+}
 
 
 @dataclass(frozen=True)
@@ -41,16 +59,36 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class PerDatum:
+    """log p(x) of each datum by one method, every field ``[B]``, float64, in nats."""
+
+    log_px: Tensor
+    standard_error: Tensor | None = None
+    """Over draws; None of an exact log p(x), NaN where one draw tells none."""
+    bias: Tensor | None = None
+    """E log p̂ − log p(x), estimated; None of an exact log p(x)."""
+    flagged: Tensor | None = None
+    """Whose error and bias cannot be trusted, boolean; None of an exact log p(x)."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Named estimates and the protocol they stand under."""
 
     estimates: dict[str, Estimate]
     protocol: dict[str, Any]
+    pareto_k: dict[str, Any] | None = None
+    """How far k̂ trusts IWAE-K, see ``pareto_summary``; None for K = 1 and of a point."""
+    per_datum: dict[str, PerDatum] = field(default_factory=dict)
+    """Estimate → what it is the mean of; of those of log p(x)."""
+    result: LogLikelihood | None = None
+    refined: Refined | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain dictionaries, numbers and strings."""
+        """Return plain dictionaries, numbers and strings, nothing of a datum but the worst k̂."""
         estimates = {name: dataclasses.asdict(e) for name, e in self.estimates.items()}
-        return {"protocol": self.protocol, "estimates": estimates}
+        entry = {"protocol": self.protocol, "estimates": estimates}
+        return entry if self.pareto_k is None else entry | {"pareto_k": self.pareto_k}
 
 
 def evaluate(
@@ -60,12 +98,15 @@ def evaluate(
     facts: Facts,
     *,
     num_samples: int = 5000,
+    adaptive: bool = False,
     chunk_size: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     data_protocol: dict[str, Any] | None = None,
+    positions: Sequence[int] | None = None,
     on_block: Callable[[int, int], None] = lambda done, total: None,
+    on_refine: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Score a pair on a split: ELBO, its two terms, IWAE-K and bits/dim where it applies.
 
@@ -81,36 +122,95 @@ def evaluate(
         split: the data to score, all of it.
         facts: the data's measure.
         num_samples: K of IWAE-K.
+        adaptive: estimate the data that k̂ flags again, see ``refine``; the estimate
+            ``log_likelihood_adaptive`` stands beside IWAE-K.
         chunk_size, seed, on_block: as for ``log_likelihood``.
         device, dtype: where the data are put, and in what precision.
         data_protocol: what to record of the data; see ``DataSplits.protocol``.
+        positions: what the data are called where they are listed; None counts from 0.
+        on_refine: told (steps done, steps in all) of the second estimate.
+
+    Raises:
+        InputError: what ``log_likelihood`` refuses; ``adaptive`` for a point or K = 1.
     """
-    x = split.scored().to(device, dtype)
-    if getattr(guide, "has_bound", True):
-        result = log_likelihood(
-            model, guide, x, num_samples, chunk_size=chunk_size, seed=seed, on_block=on_block
+    has_bound = getattr(guide, "has_bound", True)
+    if adaptive and (not has_bound or num_samples == 1):
+        raise InputError(
+            "--adaptive estimates log p(x) again where k̂ of its draws is too large, and "
+            + ("one draw has none; give K above 1" if has_bound else "a point has no draws")
         )
-        estimates = _estimates(result, facts)
-        if hasattr(model, "log_evidence"):
-            with torch.no_grad():
-                estimates["log_evidence"] = _exact(model.log_evidence(x).double(), facts)
-        if facts.measure in ("binary", "levels") or facts.dequantized:
-            log_px = estimates.get("log_evidence", estimates["log_likelihood"])
-            estimates["bits_per_dim"] = _bits_per_dim(log_px, facts)
-    else:
-        num_samples = 1
-        estimates = {"reconstruction": _exact(_reconstruction(model, guide, x, chunk_size), facts)}
+    x = split.scored().to(device, dtype)
     protocol = {
         **(data_protocol or {}),
         "count": len(split),
         "content_hash": split.content_hash,
-        "num_samples": num_samples,
+        "num_samples": num_samples if has_bound else 1,
         "seed": seed,
         "dtype": str(dtype).removeprefix("torch."),
         "device": torch.device(device).type,
         "versions": versions(),
     }
-    return Evaluation(estimates, protocol)
+    if not has_bound:
+        reconstruction = _exact(_reconstruction(model, guide, x, chunk_size), facts)
+        return Evaluation({"reconstruction": reconstruction}, protocol)
+    result = log_likelihood(
+        model, guide, x, num_samples, chunk_size=chunk_size, seed=seed, on_block=on_block
+    )
+    estimates = _estimates(result, facts)
+    per_datum = {
+        "log_likelihood": PerDatum(
+            result.log_px, result.standard_error, result.bias, result.flagged
+        )
+    }
+    refined = None
+    if adaptive:
+        protocol["adaptive"] = True
+        refined = refine(
+            model, guide, x, result, seed=seed, chunk_size=chunk_size, on_step=on_refine
+        )
+        estimates["log_likelihood_adaptive"] = _adaptive(refined, facts)
+        per_datum["log_likelihood_adaptive"] = PerDatum(
+            refined.log_px, refined.standard_error, refined.bias, refined.flagged
+        )
+    if hasattr(model, "log_evidence"):
+        with torch.no_grad():
+            per_datum["log_evidence"] = PerDatum(model.log_evidence(x).double())
+        estimates["log_evidence"] = _exact(per_datum["log_evidence"].log_px, facts)
+    if facts.measure in ("binary", "levels") or facts.dequantized:
+        log_px = estimates.get("log_evidence", estimates["log_likelihood"])
+        estimates["bits_per_dim"] = _bits_per_dim(log_px, facts)
+    summary = None if num_samples == 1 else pareto_summary(result, positions)
+    return Evaluation(estimates, protocol, summary, per_datum, result, refined)
+
+
+def pareto_summary(result: LogLikelihood, positions: Sequence[int] | None = None) -> dict[str, Any]:
+    """Return how many data k̂ flags, and the worst of them: what a record keeps of k̂.
+
+    ``threshold``, ``pilot_samples`` (a datum), ``flagged``, ``unknown`` (those of them whose
+    k̂ is not known), ``constant`` (whose weights are all one: exact), ``share`` (flagged of
+    all), and ``worst``, the ``WORST`` largest k̂ above the threshold, each with ``position``,
+    ``pareto_k`` and ``log_px``.
+    """
+    flagged, k = result.flagged, result.pareto_k
+    unknown = flagged & ~k.isfinite()
+    order = k.masked_fill(~flagged | unknown, -math.inf).argsort(descending=True, stable=True)
+    worst = [i for i in order[:WORST].tolist() if bool(flagged[i] & ~unknown[i])]
+    return {
+        "threshold": result.threshold,
+        "pilot_samples": result.pilot_samples,
+        "flagged": int(flagged.sum()),
+        "unknown": int(unknown.sum()),
+        "constant": int(result.constant.sum()),
+        "share": float(flagged.double().mean()),
+        "worst": [
+            {
+                "position": i if positions is None else positions[i],
+                "pareto_k": float(k[i]),
+                "log_px": float(result.log_px[i]),
+            }
+            for i in worst
+        ],
+    }
 
 
 def _estimates(result: LogLikelihood, facts: Facts) -> dict[str, Estimate]:
@@ -131,8 +231,8 @@ def _estimates(result: LogLikelihood, facts: Facts) -> dict[str, Estimate]:
             result.log_px,
             result.standard_error,
             bias=None if result.num_samples == 1 else float(result.bias.mean()),
-            note=f"IWAE-{result.num_samples}, a lower bound in expectation{_ess_note(result)}",
-            understated=bool(result.understated.any()),
+            note=f"IWAE-{result.num_samples}, a lower bound in expectation{_error_note(result)}",
+            understated=bool((result.understated | _known_to_be_flagged(result)).any()),
         ),
     }
 
@@ -185,16 +285,48 @@ def _bits_note(log_px: Estimate, facts: Facts) -> str | None:
     return "an upper bound" if log_px.note else None
 
 
-def _ess_note(result: LogLikelihood) -> str:
+def _error_note(result: LogLikelihood) -> str:
+    """Where error and bias cannot be trusted, by k̂ and by their own size."""
     if result.num_samples == 1:
         return ", the ELBO: one draw a datum tells neither its error over draws nor its bias"
+    note = ""
+    flagged = float(_known_to_be_flagged(result).double().mean())
+    unknown = float(result.flagged.double().mean()) - flagged
+    if flagged > 0:
+        note += (
+            f"; {flagged:.1%} of the data have k̂ above {result.threshold:.2f}: they may lie "
+            "below log p(x) by far more than error and bias say, which are lower limits"
+        )
+    if unknown > 0:
+        note += f"; of {unknown:.1%} of the data k̂ is not known"
     share = float(result.understated.double().mean())
-    if share == 0:
-        return ""
-    return (
-        f"; {share:.1%} of the data have an error over draws above {LARGEST_ERROR:.2f} (median "
-        f"effective sample size of all: {float(result.ess.median()):.0f}), where the delta method "
-        "understates error and bias: both are lower limits"
+    if share > 0:
+        note += (
+            f"; {share:.1%} of the data have an error over draws above {LARGEST_ERROR:.2f} or k̂ "
+            f"above {LARGEST_SHAPE} (median effective sample size of all: "
+            f"{float(result.ess.median()):.0f}), where the delta method understates error and "
+            "bias: both are lower limits"
+        )
+    return note
+
+
+def _known_to_be_flagged(result: LogLikelihood) -> Tensor:
+    """Whose k̂ is above the threshold; of few draws it is not known."""
+    return result.flagged & result.pareto_k.isfinite()
+
+
+def _adaptive(refined: Refined, facts: Facts) -> Estimate:
+    counts = ", ".join(f"{count} by {METHODS[name]}" for name, count in refined.counts.items())
+    remaining = int(refined.flagged.sum())
+    note = f"{counts}; {remaining} of {len(refined.method)} remain flagged"
+    return Estimate(
+        value=refined.mean,
+        standard_error=_mean_error(refined.standard_error),
+        data_standard_error=standard_error_of_mean(refined.log_px, facts.ordered),
+        count=len(refined.method),
+        bias=float(refined.bias.mean()),
+        note=note + (": their error and bias are lower limits" if remaining else ""),
+        understated=bool((refined.flagged | refined.understated).any()),
     )
 
 

@@ -17,7 +17,11 @@ ENTRY = {
     "estimates": {name: dataclasses.asdict(Estimate(-1.5, None, 0.1, 9)) for name in NAMES},
     "weights_hash": "a",
     "active_units": dataclasses.asdict(ActiveUnits([0.5, 0.0], 1)),
-}
+    "pareto_k": {
+        "threshold": 0.7, "pilot_samples": 1000, "flagged": 1, "unknown": 0, "constant": 2,
+        "share": 0.1, "worst": [{"position": 3, "pareto_k": 0.9, "log_px": -1.5}],
+    },
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -33,6 +37,9 @@ def test_what_is_written_is_read(file):
     known = {"split": "test", "num_samples": 5}
     assert find_entry([ENTRY, point], known, "a") == ENTRY
     assert find_entry([ENTRY, point], known, "b") is None
+    old = {k: v for k, v in ENTRY.items() if k != "pareto_k"}  # of before there was a k̂
+    write_record(file, [old])
+    assert read_record(file) == [old]
 
 
 def changed(*keys, to=...):
@@ -83,6 +90,18 @@ def changed(*keys, to=...):
         changed("active_units", "activity", to=["a"]),
         changed("active_units", "count", to="two"),
         changed("active_units", "of_a_later_version", to=1),
+        changed("pareto_k", to=None),
+        changed("pareto_k", to=0.9),
+        changed("pareto_k", "flagged"),
+        changed("pareto_k", "flagged", to=1.5),
+        changed("pareto_k", "share", to=None),
+        changed("pareto_k", "threshold", to=float("nan")),
+        changed("pareto_k", "worst", to={}),
+        changed("pareto_k", "worst", to=[3]),
+        changed("pareto_k", "worst", to=[{"position": 3, "pareto_k": 0.9}]),
+        changed("pareto_k", "worst", 0, "pareto_k", to="large"),
+        changed("pareto_k", "worst", 0, "position", to=0.5),
+        changed("pareto_k", "of_a_later_version", to=1),
     ],
     ids=str,
 )

@@ -2,6 +2,8 @@
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -15,6 +17,8 @@ from pyro_vae.errors import InputError
 from pyro_vae.evaluation import evaluate, log_likelihood
 from pyro_vae.protocols import Facts
 from pyro_vae.standard_error import standard_error_of_mean
+
+FACTS = Facts((8, 8), "continuous", num_levels=17, dequantized=True)
 
 
 @pytest.fixture
@@ -88,9 +92,6 @@ def test_a_density_on_reals_has_no_bits():
 
 
 def _evaluate_constant(log_px, facts):
-    import pyro
-    import pyro.distributions as dist
-
     def guide(x):
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -113,6 +114,7 @@ def test_one_sample_has_no_error_over_draws(linear_gaussian, digits):
     for estimate in estimates.values():
         assert estimate.standard_error is None
         assert estimate.data_standard_error is not None
+    assert evaluate(model, guide, digits, facts, num_samples=1).pareto_k is None
     estimate = estimates["log_likelihood"]
     assert (estimate.bias, estimate.understated) == (None, True)
     assert estimate.note == (
@@ -134,6 +136,66 @@ def test_errors_that_are_lower_limits_are_marked(linear_gaussian, digits, shift,
         assert estimates[name].understated is understated
     assert ("100.0% of the data" in estimates["log_likelihood"].note) is understated
     assert estimates["elbo"].understated is False
+
+
+def test_k_summarizes_what_is_flagged(linear_gaussian, digits):
+    """Half the data have a guide 5 sd off, the others the posterior itself: constant weights."""
+
+    def guide(x):
+        x = x.flatten(1)[:, 20:25].double()
+        p = linear_gaussian.posterior(x)
+        far = (torch.arange(len(x)) % 2).unsqueeze(1) * 5.0
+        q = dist.MultivariateNormal(p.mean + far, scale_tril=p.scale_tril)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", q)
+
+    model, _ = _programs(linear_gaussian)
+    positions = list(range(100, 140))
+    given = {"num_samples": 500, "seed": 1}
+    evaluation = evaluate(model, guide, digits, FACTS, positions=positions, **given)
+    result, summary = evaluation.result, evaluation.pareto_k
+    assert (summary["constant"], summary["flagged"], summary["unknown"]) == (20, 20, 0)
+    assert (summary["share"], summary["pilot_samples"]) == (0.5, 500)
+    assert summary["threshold"] == pytest.approx(1 - 1 / math.log10(500))
+    worst = result.pareto_k.argsort(descending=True)[:6].tolist()
+    assert all(i % 2 == 1 for i in worst)
+    assert summary["worst"] == [
+        {
+            "position": 100 + i,
+            "pareto_k": float(result.pareto_k[i]),
+            "log_px": float(result.log_px[i]),
+        }
+        for i in worst
+    ]
+    note = evaluation.estimates["log_likelihood"].note
+    assert "; 50.0% of the data have k̂ above 0.63: they may lie below log p(x)" in note
+    assert evaluation.to_json()["pareto_k"] == summary
+    assert "adaptive" not in evaluation.protocol
+
+
+def test_adaptive_is_kept_apart_from_iwae(linear_gaussian, digits):
+    """A guide 2 sd off: all 40 data are flagged, and estimated again to within 4 errors. Seed 1."""
+
+    def guide(x):
+        parameters = linear_gaussian.diagonal_guide(shift=2.0)
+        linear_gaussian.guide_of(parameters)(x.flatten(1)[:, 20:25].double())
+
+    model, _ = _programs(linear_gaussian)
+    given = {"num_samples": 300, "dtype": torch.float64, "seed": 1}
+    plain = evaluate(model, guide, digits, FACTS, **given)
+    both = evaluate(model, guide, digits, FACTS, adaptive=True, **given)
+    assert both.estimates["log_likelihood"] == plain.estimates["log_likelihood"]
+    assert both.protocol == plain.protocol | {"adaptive": True}
+    exact = linear_gaussian.log_evidence(digits.scored().flatten(1)[:, 20:25].double())
+    estimate = both.estimates["log_likelihood_adaptive"]
+    refined = both.per_datum["log_likelihood_adaptive"]
+    assert estimate.value == pytest.approx(float(refined.log_px.mean()))
+    assert estimate.standard_error == pytest.approx(
+        float(refined.standard_error.square().sum().sqrt()) / 40
+    )
+    assert estimate.bias == pytest.approx(float(refined.bias.mean()))
+    assert abs(estimate.value - float(exact.mean())) < 4 * estimate.standard_error - estimate.bias
+    assert int(plain.per_datum["log_likelihood"].flagged.sum()) == plain.pareto_k["flagged"] == 40
 
 
 def test_protocol_names_all_that_the_number_depends_on(linear_gaussian):
