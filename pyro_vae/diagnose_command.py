@@ -1,0 +1,286 @@
+"""``pyro-vae diagnose``: a pair in; tables, diagnosis.json and figures out, a part at a time."""
+
+__all__ = ["Subject", "run_subject", "program_subject", "diagnose_subject", "chosen_parts"]
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from pyro_vae import diagnosis_figures as figures
+from pyro_vae import diagnosis_tables as tables
+from pyro_vae.comparison.subject import program_subject as compared_program
+from pyro_vae.data import DataSplits, load_data
+from pyro_vae.diagnosis.diagnose import (
+    PARTS,
+    Settings,
+    check_parts,
+    data_of,
+    diagnose,
+)
+from pyro_vae.diagnosis.record import write_diagnosis
+from pyro_vae.diagnosis.rows import Diagnosis, Reliability
+from pyro_vae.diagnosis.space import latent_draws
+from pyro_vae.errors import InputError
+from pyro_vae.evaluation.record import weights_hash
+from pyro_vae.evaluation_figures import pareto_k_over_data
+from pyro_vae.execution import Program
+from pyro_vae.figures import save
+from pyro_vae.protocols import Facts
+from pyro_vae.run_training import facts_of
+from pyro_vae.runs import load_run
+from pyro_vae.terminal import cells, counting
+
+NUM_WORST = 12  # images
+NUM_DRAWS = 4000  # of q(z) and of p(z), in a figure
+TITLES_OF_PARTS = {
+    "gap": "gap",
+    "reliability": "k̂, blocks",
+    "latents": "latents",
+    "calibration": "calibration",
+    "checks": "predictive checks",
+    "space": "latent space",
+}
+_FIGURES = {
+    "gap": ["gap.png"],
+    "reliability": ["reliability.png"],
+    "latents": ["kl_per_dim.png"],
+    "calibration": [],
+    "checks": ["predictive_checks.png"],
+    "space": ["aggregated_posterior.png"],
+}
+
+
+class Subject(NamedTuple):
+    """What is diagnosed: a pair, its data, and where both come from."""
+
+    name: str
+    model: Program
+    guide: Program
+    data: DataSplits
+    facts: Facts
+    device: torch.device
+    dtype: torch.dtype
+    protocol: dict[str, Any]
+
+
+def run_subject(
+    path: Path, *, weights: str, device: str, data_root: str | None, allow_code: bool
+) -> Subject:
+    """Load a run, with its data.
+
+    Raises:
+        InputError: as ``load_run``.
+    """
+    run = load_run(path, allow_code=allow_code, device=device, weights=weights, data_root=data_root)
+    which = {"run": str(path), "weights": weights, "weights_hash": weights_hash(path, weights)}
+    dtype = run.config.torch_dtype()
+    return Subject(
+        str(path), run.model, run.guide, run.data, run.facts, run.device, dtype,
+        {**which, **_data_protocol(run.data)},
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def program_subject(
+    path: Path, data: str, *, seed: int, device: str, data_root: str | None
+) -> Iterator[Subject]:
+    """Execute a user's file and hold its programs, in a parameter store of their own.
+
+    Raises:
+        InputError: a file that fails or lacks a program, programs that do not fit the data.
+    """
+    splits = load_data(data, data_root)
+    with compared_program(
+        path, data, count=2, seed=seed, device=device, data_root=data_root
+    ) as subject:
+        which = {key: subject.protocol[key] for key in ("program", "program_hash")}
+        yield Subject(
+            subject.name, subject.model, subject.guide, splits, facts_of(splits),
+            subject.x.device, subject.x.dtype, {**which, **_data_protocol(splits)},
+        )  # fmt: skip
+
+
+def chosen_parts(only: str | None, skip: str | None) -> tuple[str, ...]:
+    """Return the parts that ``--only`` leaves and ``--skip`` does not.
+
+    Raises:
+        InputError: an unknown part, or none left.
+
+    Example:
+        >>> chosen_parts("latents, gap", None)
+        ('gap', 'latents')
+        >>> chosen_parts(None, "gap,calibration,checks,space")
+        ('reliability', 'latents')
+    """
+    kept = PARTS if only is None else check_parts(_words(only))
+    skipped = () if skip is None else check_parts(_words(skip))
+    return check_parts([part for part in kept if part not in skipped])
+
+
+def diagnose_subject(
+    console: Console, subject: Subject, out: Path, settings: Settings, parts: Sequence[str]
+) -> None:
+    """Diagnose, print and write to ``out``: after each part the record, then its figure.
+
+    Raises:
+        InputError: the folder cannot be written, or sizes that are none.
+    """
+    session = _Session(console, subject, out, settings)
+    data = subject.protocol["data"]
+    session.say(f"{subject.name}, train and test of {data}", style="bold")
+    try:
+        diagnose(
+            subject.model,
+            subject.guide,
+            subject.data.train,
+            subject.data.test,
+            subject.facts,
+            settings,
+            parts=parts,
+            device=subject.device,
+            dtype=subject.dtype,
+            protocol=subject.protocol,
+            watch=session.watch,
+            on_part=session.show,
+        )
+    except KeyboardInterrupt:
+        session.interrupted()
+        raise
+    for part in set(PARTS) - set(parts):
+        for name in _FIGURES[part]:
+            (out / "figures" / name).unlink(missing_ok=True)  # of an earlier diagnosis
+    session.say(", ".join([str(session.record), *session.drawn]))
+
+
+class _Session:
+    """What is said, written and drawn as the parts are done."""
+
+    def __init__(self, console: Console, subject: Subject, out: Path, settings: Settings):
+        self.console = console
+        self.subject = subject
+        self.out = out
+        self.settings = settings
+        self.record = out / "diagnosis.json"
+        self.current = PARTS[0]
+        self.done: list[str] = []
+        self.drawn: list[str] = []
+
+    def say(self, line: str, style: str | None = None) -> None:
+        self.console.print(line, style=style, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def watch(self, part: str) -> Iterator[Callable[[int, int], None]]:
+        self.current = part
+        with counting(self.console, TITLES_OF_PARTS[part]) as on_step:
+            yield on_step
+
+    def show(self, part: str, diagnosis: Diagnosis) -> None:
+        write_diagnosis(self.record, diagnosis)  # not lost at a Ctrl-C
+        self.done.append(part)
+        report = _report(part, diagnosis, self.console.width)
+        for table in report.tables:
+            width = max(self.console.width, table.width or 0)
+            self.console.print(table, width=width, crop=False)
+        for note in report.notes:
+            self.say(note)
+        for note in diagnosis.notes:
+            if note.startswith((f"{part}:", f"{part},")):
+                self.say(note)
+        self.say("")
+        self.draw(part, diagnosis)
+
+    def draw(self, part: str, diagnosis: Diagnosis) -> None:
+        for name in _FIGURES[part]:
+            path = self.out / "figures" / name
+            try:
+                figure = _figure(part, diagnosis, self.subject, self.settings)
+            except InputError as error:
+                self.say(f"{name}: {error}")
+                figure = None
+            if figure is None:
+                path.unlink(missing_ok=True)  # of an earlier diagnosis
+            else:
+                self.drawn.append(str(save(figure, path).relative_to(self.out)))
+
+    def interrupted(self) -> None:
+        if self.done:
+            self.say(f"stopped at {self.current}; {', '.join(self.done)}: in {self.record}")
+
+
+def _report(part: str, diagnosis: Diagnosis, width: int) -> tables.Report:
+    if part == "gap":
+        return tables.gap_report(diagnosis.gaps, width)
+    if part == "reliability" and diagnosis.reliability is not None:
+        return tables.reliability_report(diagnosis.reliability, width)
+    if part == "latents" and diagnosis.latents is not None:
+        return tables.latents_report(diagnosis.latents, width)
+    if part == "latents" and diagnosis.reconstruction is not None:
+        value, _, error, _ = cells(diagnosis.reconstruction)
+        unit, count = diagnosis.reconstruction.unit, diagnosis.reconstruction.count
+        line = f"log p(x|z(x)), a reconstruction and no bound: {value} ± {error} {unit}"
+        return tables.Report([], [f"{line}, {count:,} data"])
+    if part == "calibration" and diagnosis.calibration is not None:
+        return tables.calibration_report(diagnosis.calibration, width)
+    if part == "checks":
+        return tables.checks_report(diagnosis.checks, width)
+    if part == "space" and diagnosis.space is not None:
+        return tables.space_report(diagnosis.space, width)
+    return tables.Report([], [])
+
+
+def _figure(part: str, diagnosis: Diagnosis, subject: Subject, settings: Settings) -> Figure | None:
+    """The figure of a part, where there is anything to draw."""
+    if part == "gap" and diagnosis.gaps:
+        return figures.gap_bars(diagnosis.gaps)
+    if part == "latents" and diagnosis.latents is not None and diagnosis.latents.kl_per_dim:
+        return figures.kl_per_dim(diagnosis.latents)
+    if part == "checks" and diagnosis.checks:
+        return figures.predictive_checks(diagnosis.checks)
+    if part == "space" and diagnosis.space is not None:
+        draws = latent_draws(
+            subject.model, subject.guide, _test_data(subject, settings), NUM_DRAWS, settings.seed
+        )
+        return figures.aggregated_posterior(draws.posterior, draws.prior)
+    if part == "reliability" and diagnosis.reliability is not None:
+        return _reliability_figure(diagnosis.reliability, subject, settings)
+    return None
+
+
+def _reliability_figure(
+    reliability: Reliability, subject: Subject, settings: Settings
+) -> Figure | None:
+    """k̂ over data with the worst images, where any is known."""
+    if not any(map(math.isfinite, reliability.pareto_k)):
+        return None
+    worst = [i for i in reliability.flagged if math.isfinite(reliability.pareto_k[i])][:NUM_WORST]
+    x = _test_data(subject, settings)[worst].cpu()
+    levels = not (subject.facts.measure == "counts" or subject.facts.is_real)
+    return pareto_k_over_data(
+        reliability.pareto_k,
+        reliability.threshold,
+        positions=reliability.positions,
+        worst=worst,
+        images=x if worst and x.dim() > 2 else None,
+        vmin=0.0 if levels else None,
+        vmax=subject.facts.unit if levels else None,
+    )
+
+
+def _test_data(subject: Subject, settings: Settings) -> torch.Tensor:
+    return data_of(subject.data.test, settings.count, subject.device, subject.dtype)
+
+
+def _data_protocol(data: DataSplits) -> dict[str, Any]:
+    """What both splits share."""
+    protocol = data.protocol("test")
+    return {key: protocol[key] for key in ("data", "binarization", "binarization_seed")}
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]

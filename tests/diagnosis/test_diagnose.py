@@ -1,0 +1,170 @@
+"""The composition of a diagnosis: every part in its turn, none silently missing."""
+
+import contextlib
+import importlib
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_vae.data import load_data
+from pyro_vae.diagnosis.diagnose import (
+    PARTS,
+    Settings,
+    check_parts,
+    data_of,
+    diagnose,
+    positions,
+)
+from pyro_vae.errors import InputError
+from pyro_vae.protocols import Facts
+from pyro_vae.standard_error import standard_error_of_mean
+
+module = importlib.import_module("pyro_vae.diagnosis.diagnose")  # not the function
+FACTS = Facts((8, 8), "binary")
+FEW = Settings(count=100, gap_count=3, num_samples=40)
+WEIGHT = torch.linspace(-1, 1, 64)
+
+
+def model(x):
+    with pyro.plate("data", x.shape[0], dim=-1):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+        logits = (z * WEIGHT).unflatten(-1, (8, 8))
+        pyro.sample("x", dist.Bernoulli(logits=logits).to_event(2), obs=x)
+
+
+def guide(x):
+    with pyro.plate("data", x.shape[0], dim=-1):
+        pyro.sample("z", dist.Normal(0.1 * x.flatten(1).sum(-1, True), 0.9).to_event(1))
+
+
+class Point(torch.nn.Module):
+    """A guide of one z a datum."""
+
+    has_bound = has_density = False
+
+    def __call__(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", dist.Delta(0.1 * x.flatten(1).sum(-1, True)).to_event(1))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data("digits(values=binary)")
+
+
+def run(data, settings=FEW, q=guide, **options):
+    return diagnose(model, q, data.train, data.test, FACTS, settings, **options)
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """Every part refuses, and tells that it was asked."""
+    asked = []
+
+    def part(name):
+        def refuse(pair, on_step):
+            asked.append(name)
+            on_step(1, 2)
+            raise InputError(f"no {name} here")
+
+        return refuse
+
+    monkeypatch.setattr(module, "_PARTS", {name: part(name) for name in PARTS})
+    return asked
+
+
+def test_what_refuses_is_a_note_with_its_reason(data, refusing):
+    diagnosis = run(data)
+    assert refusing == list(PARTS)
+    assert diagnosis.notes == [f"{part}: no {part} here" for part in PARTS]
+    assert (diagnosis.gaps, diagnosis.checks) == ([], [])
+    assert diagnosis.reliability is diagnosis.latents is diagnosis.calibration is None
+
+
+def test_each_part_is_told_when_it_is_done_and_what_is_still_to_come(data, refusing):
+    seen, steps = [], []
+
+    @contextlib.contextmanager
+    def watch(part):
+        steps.append(part)
+        yield lambda done, total: steps.append((done, total))
+
+    run(
+        data, parts=["space", "gap", "latents"], watch=watch,
+        on_part=lambda part, diagnosis: seen.append((part, diagnosis.notes)),
+    )  # fmt: skip
+    assert seen == [
+        ("gap", ["gap: no gap here", "latents: not reached", "space: not reached"]),
+        ("latents", ["gap: no gap here", "latents: no latents here", "space: not reached"]),
+        ("space", ["gap: no gap here", "latents: no latents here", "space: no space here"]),
+    ]
+    assert steps == ["gap", (1, 2), "latents", (1, 2), "space", (1, 2)]
+
+
+def test_a_point_is_asked_only_what_applies(data, refusing):
+    diagnosis = run(data, q=Point())
+    assert refusing == ["checks", "space"]
+    for part in ("gap", "reliability", "latents", "calibration"):
+        assert any(note.startswith(f"{part}: the guide is a point") for note in diagnosis.notes)
+    x = data_of(data.test, FEW.count, torch.device("cpu"), torch.float32)
+    logits = 0.1 * x.flatten(1).sum(-1, True) * WEIGHT
+    expected = dist.Bernoulli(logits=logits).to_event(1).log_prob(x.flatten(1)).double()
+    found = diagnosis.reconstruction
+    assert found.value == pytest.approx(float(expected.mean()), abs=1e-4)
+    assert found.data_standard_error == pytest.approx(standard_error_of_mean(expected), rel=1e-4)
+
+
+def test_the_protocol_states_the_data_and_the_sizes(data, refusing):
+    settings = Settings(50, 7, 30, 5, 20, 3)
+    protocol = run(data, settings, parts=["gap"], protocol={"run": "mine"}).protocol
+    assert {
+        "run": "mine", "parts": ["gap"], "num_samples": 30, "num_chains": 5,
+        "num_temperatures": 20, "seed": 3, "dtype": "float32", "device": "cpu",
+    }.items() <= protocol.items()  # fmt: skip
+    for name, split in (("train", data.train), ("test", data.test)):
+        for key, count in (("splits", 50), ("gap_splits", 7)):
+            expected = {"count": count, "content_hash": split.subset(count).content_hash}
+            assert protocol[key][name] == expected
+    whole = run(data, Settings(count=10_000), parts=["latents"]).protocol
+    assert whole["splits"]["test"] == {"count": 300, "content_hash": data.test.content_hash}
+    assert "gap_splits" not in whole
+
+
+def test_data_are_random_and_named_by_their_place(data):
+    x = data_of(data.test, 20, torch.device("cpu"), torch.float64)
+    places = positions(data.test, 20)
+    assert places != list(range(20))
+    assert torch.equal(x, data.test.scored()[places].double())
+    assert positions(data.test, 10_000) == list(range(300))
+
+
+def test_of_importance_sampling_the_worst_come_first(data):
+    """The posterior of 64 pixels is far narrower than q: k̂ is large, and ordered."""
+    reliability = run(data, parts=["reliability"]).reliability
+    k = reliability.pareto_k
+    assert len(k) == len(reliability.log_px) == len(reliability.positions) == 100
+    assert reliability.num_samples == 40
+    expected = [i for i in range(100) if not k[i] <= reliability.threshold]
+    assert sorted(reliability.flagged) == expected
+    shown = [math.inf if math.isnan(k[i]) else k[i] for i in reliability.flagged]
+    assert shown == sorted(shown, reverse=True)
+
+
+def test_parts_stand_in_their_order():
+    assert check_parts(None) == PARTS
+    assert check_parts(["space", "gap"]) == ("gap", "space")
+    with pytest.raises(InputError, match=r"no part 'gaps'; did you mean 'gap'\?"):
+        check_parts(["gaps"])
+    with pytest.raises(InputError, match="no part is left"):
+        check_parts([])
+
+
+@pytest.mark.parametrize(
+    "name", ["count", "gap_count", "num_samples", "num_chains", "num_temperatures"]
+)
+def test_sizes_that_are_none_are_refused(data, name):
+    with pytest.raises(InputError, match=f"{name} must be at least"):
+        run(data, Settings(**{name: 0}))
