@@ -59,7 +59,8 @@ class Options:
     count: int | None = None
     chunk_size: int | None = None
     seed: int = 0
-    adaptive: bool = False
+    adaptive: str | None = None
+    """Which data are estimated again, ``flagged`` or ``all``."""
 
 
 class Subject(NamedTuple):
@@ -138,7 +139,7 @@ def _subject(run: Run, options: Options) -> Subject:
 def _score(console: Console, subject: Subject, options: Options) -> Evaluation:
     """Score a run and record it; an interruption leaves the record as it was."""
     run = subject.run
-    with _following(console, options.num_samples) as (on_block, on_refine):
+    with _following(console, options) as (on_block, on_refine):
         evaluation = evaluate(
             run.model,
             run.guide,
@@ -162,9 +163,9 @@ def _score(console: Console, subject: Subject, options: Options) -> Evaluation:
 
 @contextlib.contextmanager
 def _following(
-    console: Console, num_samples: int
+    console: Console, options: Options
 ) -> Iterator[tuple[Callable[[int, int], None], Callable[[int, int], None]]]:
-    """A bar for the blocks of IWAE-K, and in its place one for the flagged data."""
+    """A bar for the blocks of IWAE-K, and in its place one for the data estimated again."""
     with contextlib.ExitStack() as stack:
         bars: dict[str, Callable[[int, int], None]] = {}
 
@@ -177,7 +178,8 @@ def _following(
 
             return show
 
-        yield follow(f"IWAE-{num_samples}, blocks"), follow("flagged data, steps")
+        again = f"{options.adaptive} data again, steps"
+        yield follow(f"IWAE-{options.num_samples}, blocks"), follow(again)
 
 
 def _show(console: Console, subject: Subject, evaluation: Evaluation) -> None:

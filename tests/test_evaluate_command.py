@@ -189,21 +189,26 @@ def test_an_entry_without_k_is_still_read(place):
     assert [("pareto_k" in entry) for entry in entries(place / "one")] == [False, True]
 
 
-@pytest.mark.parametrize("run", ["one", "linear"])
-def test_adaptive_stands_beside_and_leaves_plain_entries(place, run):
+@pytest.mark.parametrize(
+    ("run", "which"), [("one", "flagged"), ("linear", "flagged"), ("one", "all")]
+)
+def test_adaptive_stands_beside_and_leaves_plain_entries(place, run, which):
     fewer = ["-K", 60, "--count", 20, "--device", "cpu"]
     succeed("evaluate", run, *fewer, cwd=place)
-    out = succeed("evaluate", run, *fewer, "--adaptive", cwd=place)
+    option = {"flagged": "--adaptive", "all": "--adaptive-all"}[which]
+    out = succeed("evaluate", run, *fewer, option, cwd=place)
     plain, adaptive = entries(place / run)
     assert plain["protocol"] == {k: v for k, v in adaptive["protocol"].items() if k != "adaptive"}
-    assert adaptive["protocol"]["adaptive"] is True
+    assert adaptive["protocol"]["adaptive"] == which
     assert plain["estimates"]["log_likelihood"] == adaptive["estimates"]["log_likelihood"]
     assert "log_likelihood_adaptive" not in plain["estimates"]
     estimate = adaptive["estimates"]["log_likelihood_adaptive"]
     assert f"log p(x), adaptive: {estimate['note']}" in out
     counts = {name: int(n) for n, name in re.findall(r"(\d+) by (\w+)", estimate["note"])}
     assert sum(counts.values()) == 20
-    assert counts.get("IWAE", 0) == 20 - plain["pareto_k"]["flagged"]
+    kept = 20 - plain["pareto_k"]["flagged"] if which == "flagged" else 0
+    assert counts.get("IWAE", 0) == kept
+    assert estimate["note"].startswith(f"{which} data anew: ")
     (row,) = [line for line in out.splitlines() if line.startswith(" log p(x), adaptive ")]
     assert f"{estimate['value']:.2f}"[:5] in row
     if run == "linear":
@@ -298,6 +303,7 @@ WRONG = {
     ("one", "two", "--out", "one"): "cannot write 'one': expected the name of a file",
     ("one", "two", "--out", "x.npy/d.json"): "cannot write 'x.npy/d.json'",
     ("point", "--adaptive"): "a point has no draws",
+    ("point", "--adaptive-all"): "a point has no draws",
     ("one", "--adaptive", "-K", "1"): "one draw has none; give K above 1",
 }
 

@@ -218,7 +218,7 @@ def test_a_scoring_that_is_done_is_kept_when_it_is_asked_to_stop(whole, tmp_path
     )
     with pytest.raises(Stopped):
         sweep(tmp_path / "s", observer=observer, num_samples=300)
-    assert blocks == [(1, 3), (2, 3), (3, 3)]
+    assert blocks == [(done, 6) for done in range(1, 7)]  # three of the pilot, three of K = 300
     assert read_record(tmp_path / "s" / "latent_dim-2-seed0" / "evaluation" / "test.json")
 
 

@@ -87,7 +87,10 @@ class Guided:
 
 @dataclass(frozen=True)
 class StudentT:
-    """A multivariate Student-t of ν degrees of freedom at given moments."""
+    """A multivariate Student-t of ν degrees of freedom at given moments.
+
+    Pyro's makes a D × D matrix a draw, 2 GB of 1,000 draws of 100 data at D = 50.
+    """
 
     loc: Tensor
     """``[B, D]``."""
@@ -97,14 +100,22 @@ class StudentT:
     def draw(self, block: Block, seed: int, num: int) -> Tensor:
         """Return draws ``[num, B, D]``."""
         with seeded(seed, self.loc.device):
-            z: Tensor = dist.MultivariateStudentT(DEGREES, self.loc, self.scale_tril).sample((num,))
-        return z
+            normal = torch.randn(num, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
+            chi2 = dist.Chi2(self.loc.new_tensor(DEGREES)).sample((num, len(self.loc)))
+        normal = normal * (DEGREES / chi2).sqrt().unsqueeze(-1)
+        return self.loc + torch.einsum("bde,nbe->nbd", self.scale_tril, normal)
 
     def log_prob(self, block: Block, z: Tensor, data: Tensor) -> Tensor:
         """Return log s(z|x)."""
-        fn = dist.MultivariateStudentT(DEGREES, self.loc[data], self.scale_tril[data])
-        log_prob: Tensor = fn.log_prob(z)
-        return log_prob
+        scale_tril, dim = self.scale_tril[data], z.shape[-1]
+        centered = (z - self.loc[data]).permute(1, 2, 0)
+        whitened = torch.linalg.solve_triangular(scale_tril, centered, upper=False)
+        distance = whitened.square().sum(1).T
+        # log Γ((ν + D)/2)/Γ(ν/2) − (D/2) log νπ − log |L| − ((ν + D)/2) log(1 + |L⁻¹(z − m)|²/ν)
+        constant = math.lgamma((DEGREES + dim) / 2) - math.lgamma(DEGREES / 2)
+        constant -= dim / 2 * math.log(DEGREES * math.pi)
+        log_det = scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return constant - log_det - (DEGREES + dim) / 2 * (distance / DEGREES).log1p()
 
     def take(self, index: Tensor) -> "StudentT":
         """The same of some of the data."""

@@ -24,6 +24,7 @@ from pyro_vae.evaluation.ais import annealed_importance_sampling
 from pyro_vae.evaluation.importance import (
     DATA_BLOCK,
     LARGEST_ERROR,
+    LARGEST_SHAPE,
     SAMPLE_BLOCK,
     LogLikelihood,
 )
@@ -72,8 +73,11 @@ class Refined:
 
     @property
     def understated(self) -> Tensor:
-        """Which data's ``standard_error`` and ``bias`` are lower limits, boolean ``[B]``."""
-        return ~(self.standard_error <= LARGEST_ERROR)
+        """Which data's ``standard_error`` and ``bias`` are lower limits, boolean ``[B]``.
+
+        As of ``LogLikelihood``: the error is above 1/√30 = 0.18 nats, or k̂ above ½.
+        """
+        return ~(self.standard_error <= LARGEST_ERROR) | (self.pareto_k > LARGEST_SHAPE)
 
     @property
     def mean(self) -> float:
@@ -238,7 +242,9 @@ def _ladder(block: Block, seed: int, num_samples: int) -> list[_Rung]:
 
 
 def _judge(method: str, mixture: Mixture, log_weights: Tensor, num_samples: int) -> _Rung:
-    k, share = pareto_k(log_weights), ess(log_weights) / len(log_weights)
+    k = pareto_k(log_weights)
+    # NaN where all weights are 0: no draw counts, and argmax would take it for the largest.
+    share = (ess(log_weights) / len(log_weights)).nan_to_num(nan=0.0)
     good = (k <= threshold(num_samples)) & (share * num_samples >= SMALLEST_ESS)
     return _Rung(method, mixture, k, share, good)
 

@@ -83,8 +83,8 @@ class LogLikelihood:
     pareto_k: Tensor
     """k̂, the shape of the weights' upper tail, from the pilot's draws alone; see ``pareto_k``.
 
-    −∞ where the weights are constant, NaN where it is not known: without a pilot, or
-    from one of fewer than 21 draws.
+    −∞ where the weights are constant, NaN where it is not known: without a pilot, from
+    one of fewer than 21 draws, or where fewer than five of its weights make the tail.
     """
     constant: Tensor
     """Whether all weights are equal but for rounding, boolean ``[B]``: q = p(z|x), log_px is exact.

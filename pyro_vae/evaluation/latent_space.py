@@ -206,7 +206,7 @@ def log_guide(
         values = space.values(z)
         run = execute(guide, "guide", len(z), (x[data],), values=values, num_data=len(data))
         check_no_points(run)
-        q = _total(run, run.latent) + space.log_det(z)
+        q = _total(run, run.latent | run.observed) + space.log_det(z)  # a pyro.factor counts
         _check_finite("q(z|x)", q, z, data)
         return q
 

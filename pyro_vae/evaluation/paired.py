@@ -13,7 +13,6 @@ from scipy.special import stdtrit  # type: ignore[import-untyped]
 from torch import Tensor
 
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation.importance import LARGEST_ERROR
 from pyro_vae.evaluation.scores import PerDatum
 from pyro_vae.standard_error import standard_error_of_mean
 
@@ -211,8 +210,8 @@ def _flagged(side: PerDatum) -> int:
 
 
 def _understated(side: PerDatum) -> bool:
-    too_large = bool((_error(side) > LARGEST_ERROR).any())
-    return too_large or _flagged(side) > 0
+    low = side.understated is not None and bool(side.understated.any())
+    return low or _flagged(side) > 0
 
 
 def _freedom(count: int, ordered: bool) -> int:

@@ -58,7 +58,8 @@ def pareto_k(log_weights: Tensor) -> Tensor:
 
     Returns:
         −∞ where all weights, or the M + 1 largest, are equal; NaN where it is not known:
-        from fewer than 21 draws, or where all weights are 0.
+        from fewer than 21 draws, or where fewer than five weights are above u, as where
+        all the others are 0.
     """
     tail = Tail(len(log_weights), log_weights.shape[1], log_weights.device)
     tail.update(log_weights.double())
@@ -91,8 +92,10 @@ class Tail:
         excess = (tail - tail[-1]).exp() * -(cut - tail).expm1()
         excess = torch.where(tail > cut, excess.clamp(min=1e-300), 0.0)
         k = (self.count * _fit(excess) + PRIOR_COUNT * PRIOR_K) / (self.count + PRIOR_COUNT)
-        spread = tail[-1] > cut
-        return torch.where(spread, k, torch.where(cut.isfinite(), -math.inf, math.nan))
+        # Of one weight among zeros, or a few above a tie, no shape is seen.
+        exceeding = (excess > 0).sum(0)
+        k = k.masked_fill(exceeding < SMALLEST_TAIL, math.nan)
+        return torch.where((exceeding == 0) & cut.isfinite(), -math.inf, k)
 
 
 def _fit(excess: Tensor) -> Tensor:

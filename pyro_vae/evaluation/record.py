@@ -38,6 +38,9 @@ def read_record(path: Path) -> list[Entry]:
         raise InputError(
             f"'{path}' is damaged, or of another version; move it away and evaluate again"
         )
+    for entry in entries:
+        if entry["protocol"].get("adaptive") is True:  # as it once was called
+            entry["protocol"]["adaptive"] = "flagged"
     return entries
 
 

@@ -29,7 +29,9 @@ from pyro_vae.standard_error import standard_error_of_mean
 
 # How many of the largest k̂ are listed.
 WORST = 6
-# What ``refine`` calls a datum's method, in words.
+# Which data ``refine`` estimates anew.
+ADAPTIVE = ("flagged", "all")
+# What it calls a datum's method, in words.
 METHODS = {
     "iwae": "IWAE",
     "defensive": "guide and prior mixed",
@@ -68,7 +70,9 @@ class PerDatum:
     bias: Tensor | None = None
     """E log p̂ − log p(x), estimated; None of an exact log p(x)."""
     flagged: Tensor | None = None
-    """Whose error and bias cannot be trusted, boolean; None of an exact log p(x)."""
+    """Whose log p(x) cannot be trusted, boolean; None of an exact log p(x)."""
+    understated: Tensor | None = None
+    """Whose error and bias are lower limits, boolean; None of an exact log p(x)."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ def evaluate(
     facts: Facts,
     *,
     num_samples: int = 5000,
-    adaptive: bool = False,
+    adaptive: str | None = None,
     chunk_size: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -122,8 +126,8 @@ def evaluate(
         split: the data to score, all of it.
         facts: the data's measure.
         num_samples: K of IWAE-K.
-        adaptive: estimate the data that k̂ flags again, see ``refine``; the estimate
-            ``log_likelihood_adaptive`` stands beside IWAE-K.
+        adaptive: which data to estimate again, those that k̂ ``flagged`` or ``all``, see
+            ``refine``; the estimate ``log_likelihood_adaptive`` stands beside IWAE-K.
         chunk_size, seed, on_block: as for ``log_likelihood``.
         device, dtype: where the data are put, and in what precision.
         data_protocol: what to record of the data; see ``DataSplits.protocol``.
@@ -131,12 +135,15 @@ def evaluate(
         on_refine: told (steps done, steps in all) of the second estimate.
 
     Raises:
-        InputError: what ``log_likelihood`` refuses; ``adaptive`` for a point or K = 1.
+        InputError: what ``log_likelihood`` refuses; ``adaptive`` for a point or K = 1, or another
+            than these.
     """
     has_bound = getattr(guide, "has_bound", True)
+    if adaptive not in (None, *ADAPTIVE):
+        raise InputError(f"adaptive must be one of {', '.join(ADAPTIVE)} or None, got {adaptive!r}")
     if adaptive and (not has_bound or num_samples == 1):
         raise InputError(
-            "--adaptive estimates log p(x) again where k̂ of its draws is too large, and "
+            "--adaptive estimates log p(x) again after k̂ of its draws, and "
             + ("one draw has none; give K above 1" if has_bound else "a point has no draws")
         )
     x = split.scored().to(device, dtype)
@@ -159,18 +166,33 @@ def evaluate(
     estimates = _estimates(result, facts)
     per_datum = {
         "log_likelihood": PerDatum(
-            result.log_px, result.standard_error, result.bias, result.flagged
+            result.log_px,
+            result.standard_error,
+            result.bias,
+            result.flagged,
+            result.understated,
         )
     }
     refined = None
     if adaptive:
-        protocol["adaptive"] = True
+        protocol["adaptive"] = adaptive
         refined = refine(
-            model, guide, x, result, seed=seed, chunk_size=chunk_size, on_step=on_refine
+            model,
+            guide,
+            x,
+            result,
+            only_flagged=adaptive == "flagged",
+            seed=seed,
+            chunk_size=chunk_size,
+            on_step=on_refine,
         )
-        estimates["log_likelihood_adaptive"] = _adaptive(refined, facts)
+        estimates["log_likelihood_adaptive"] = _adaptive(refined, adaptive, facts)
         per_datum["log_likelihood_adaptive"] = PerDatum(
-            refined.log_px, refined.standard_error, refined.bias, refined.flagged
+            refined.log_px,
+            refined.standard_error,
+            refined.bias,
+            refined.flagged,
+            refined.understated,
         )
     if hasattr(model, "log_evidence"):
         with torch.no_grad():
@@ -315,10 +337,10 @@ def _known_to_be_flagged(result: LogLikelihood) -> Tensor:
     return result.flagged & result.pareto_k.isfinite()
 
 
-def _adaptive(refined: Refined, facts: Facts) -> Estimate:
+def _adaptive(refined: Refined, adaptive: str, facts: Facts) -> Estimate:
     counts = ", ".join(f"{count} by {METHODS[name]}" for name, count in refined.counts.items())
     remaining = int(refined.flagged.sum())
-    note = f"{counts}; {remaining} of {len(refined.method)} remain flagged"
+    note = f"{adaptive} data anew: {counts}; {remaining} of {len(refined.method)} remain flagged"
     return Estimate(
         value=refined.mean,
         standard_error=_mean_error(refined.standard_error),

@@ -245,6 +245,32 @@ def test_adapted_moments_are_those_of_the_posterior(linear_gaussian):
     assert ((covariance - posterior.covariance_matrix).abs() < 0.4 * unit).all()
 
 
+def test_student_t_is_pyros(linear_gaussian):
+    """Densities of 5 data in 3 dimensions to rounding, and draws to rounding under one seed."""
+    generator = torch.Generator().manual_seed(0)
+    loc = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    root = torch.randn(5, 3, 3, generator=generator, dtype=torch.float64)
+    scale_tril = torch.linalg.cholesky(root @ root.mT + torch.eye(3))
+    own, block = (
+        StudentT(loc, scale_tril),
+        Block(
+            linear_gaussian.model,
+            linear_gaussian.exact_guide,
+            linear_gaussian.simulate(5, seed=0),
+            None,
+        ),
+    )
+    pyros = dist.MultivariateStudentT(5.0, loc, scale_tril)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        expected = pyros.sample((4,))
+    z = own.draw(block, 7, 4)
+    torch.testing.assert_close(z, expected)
+    data = torch.tensor([3, 0])
+    found = own.log_prob(block, z[:, data], data)
+    torch.testing.assert_close(found, pyros.log_prob(z)[:, data])
+
+
 def test_tempering_keeps_enough_draws():
     """Weights of one draw, of none, and of equal draws."""
     log_weights = torch.zeros(1000, 4, dtype=torch.float64)
@@ -380,6 +406,31 @@ def at_one_side(x: Tensor) -> None:
 
 
 @pytest.mark.usefixtures("short_pilot")
+def test_a_proposal_that_never_hits_is_not_chosen():
+    """x ~ U(z ± 0.01), q far off it: all pilot weights of q and the prior are 0, those of the
+    adapted Student-t are not. log p(x) = log [Φ(x + 0.01) − Φ(x − 0.01)]/0.02; |z| < 4, seed 0.
+    """
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            inside = dist.Uniform(z - 0.01, z + 0.01, validate_args=False)
+            pyro.sample("x", inside, obs=x[:, 0])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x[:, 0] + 0.5, 0.01))
+
+    x = torch.tensor([[4.5], [1.0]], dtype=torch.float64)
+    result = log_likelihood(model, guide, x, 1000)
+    assert (result.log_px == -math.inf).all()
+    refined = refine(model, guide, x, result, **NO_AIS)
+    assert refined.method == ["adapted"] * 2
+    normal = torch.distributions.Normal(0.0, 1.0)
+    exact = ((normal.cdf(x + 0.01) - normal.cdf(x - 0.01)) / 0.02).log()[:, 0]
+    assert ((refined.log_px - exact).abs() < 4 * refined.standard_error).all()
+
+
 def test_what_no_proposal_covers_goes_to_ais():
     """The numbers are those of AIS from the prior under a seed of its own."""
     x = torch.tensor([1.5, 2.0], dtype=torch.float64)

@@ -96,6 +96,22 @@ def test_a_guide_that_ignores_x_shows_in_the_joint_alone(linear_gaussian):
     assert found.histograms[2][-1] > 100  # 25 were flat
 
 
+def test_the_prior_is_in_the_joint(linear_gaussian):
+    """W = 0 and q of z_1 ≈ z_2: log p(x|z) is one number for all z, log p(z) is not. Seed 0."""
+    p = linear_gaussian
+    blind = type(p)(0 * p.W, p.b, p.sigma)
+
+    def guide(x):
+        zero = torch.zeros(len(x), 2, dtype=x.dtype)
+        covariance = torch.tensor([[1.0, 0.95], [0.95, 1.0]], dtype=x.dtype)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.MultivariateNormal(zero, covariance))
+
+    found = calibrate(blind, guide)
+    assert min(found.p_values[:2]) > 0.05 / 3
+    assert found.p_values[2] < 1e-4
+
+
 def test_mixed_errors_are_counted(linear_gaussian):
     p = linear_gaussian
 
@@ -166,6 +182,18 @@ def test_scores_of_uniform_ranks_are_standard(num_draws):
     assert abs(flat.spread) < 1e-9
     assert flat.p_value == 1.0
     assert flat.coverage == flat.above == 0.5
+
+
+def test_ranks_of_no_shift_and_no_width_are_miscalibrated():
+    """Every other of 20 bins: half a bin of shift, 1.2 standard errors of 200 data."""
+    ranks = torch.arange(100)
+    tested = _test("z", ranks[ranks // 5 % 2 == 0].repeat(4), 99)
+    assert abs(tested.shift) < 1.5
+    assert abs(tested.spread) < 1
+    assert tested.shape < 1e-12
+    verdict, sentence = _verdict([tested], 200, 0.05)
+    assert verdict == "miscalibrated"
+    assert "neither a shift nor the width explains it" in sentence
 
 
 def test_ranks_and_ties():

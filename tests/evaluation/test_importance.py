@@ -379,6 +379,34 @@ def test_errors_of_a_good_guide_are_not(linear_gaussian):
     assert not log_likelihood(linear_gaussian.model, guide, x, 1000).understated.any()
 
 
+def test_errors_of_weights_without_a_variance_are_called_understated():
+    """p(z|x) = N(0, 1), q = N(0, v): w has the tail's shape k = 1 − v, 0.7 at 0.3, 0.2 at 0.8.
+
+    200 data, K = 3,000, seed 0. Of some with k̂ > ½ the error is small, and is a limit by k̂ alone.
+    """
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def guide(variance: float):
+        def draw(x: Tensor) -> None:
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("z", dist.Normal(x.new_zeros(()), variance**0.5))
+
+        return draw
+
+    x = torch.zeros(200, dtype=torch.float64)
+    heavy, light = (log_likelihood(model, guide(v), x, 3000) for v in (0.3, 0.8))
+    by_k = heavy.pareto_k > 0.5
+    assert 0.5 < by_k.double().mean() < 1
+    small = heavy.standard_error <= 30**-0.5
+    assert (by_k & small & ~heavy.flagged).any()
+    assert torch.equal(heavy.understated, by_k | ~small)
+    assert not light.understated.any()
+
+
 def test_one_draw_has_no_error_to_trust(linear_gaussian):
     guide = linear_gaussian.guide_of(linear_gaussian.diagonal_guide(variance=1.3))
     result = log_likelihood(linear_gaussian.model, guide, linear_gaussian.simulate(5, seed=0), 1)

@@ -230,6 +230,23 @@ def test_the_guides_density_is_of_the_same_vector():
     torch.testing.assert_close(log_q, dist.Normal(DATA, 0.5).log_prob(line.unsqueeze(1)))
 
 
+def test_a_factor_of_the_guide_is_part_of_its_density():
+    """q = 2 N(0, 1) on the half-line, all of it in a factor; log q is that of its draws."""
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.HalfNormal(x.new_ones(())).mask(False))
+            pyro.factor("q", dist.HalfNormal(x.new_ones(())).log_prob(z), has_rsample=True)
+
+    model = program(dist.HalfNormal(f64(1.5)), lambda z: dist.Normal(z, 1.0))
+    space = latent_space(model, DATA)
+    z = draws_of(guide, "guide", DATA, space, seed=0, num=7)
+    found = log_guide(guide, DATA, space)(z, torch.arange(len(DATA)))
+    expected = dist.HalfNormal(f64(1.0)).log_prob(z.exp()) + z  # z = log of the latent
+    expected = expected[..., 0]
+    torch.testing.assert_close(found, expected)
+
+
 def test_draws_of_the_vector_are_its_density():
     """The mean and variance of ln z under Gamma(2, 1): ψ(2) and ψ′(2), within four errors, seed 0.
 

@@ -250,7 +250,7 @@ PROTOCOL = {
         ({"num_samples": 60}, "K (50 and 60)"),
         ({"seed": 1}, "seed (0 and 1)"),
         ({"dtype": "float64"}, "dtype (float32 and float64)"),
-        ({"adaptive": True}, "--adaptive (none and True)"),
+        ({"adaptive": "all"}, "--adaptive (none and all)"),
         ({"seed": 1, "num_samples": 60}, "K (50 and 60), seed (0 and 1)"),
     ],
     ids=str,

@@ -121,6 +121,16 @@ def test_weights_of_zero():
     assert pareto_k(torch.full((100, 2), -math.inf)).isnan().all()
 
 
+def test_a_few_weights_among_zeros_or_above_a_tie_are_not_known():
+    for rest in (-math.inf, 0.0):
+        log_weights = torch.full((1000, 6), rest)
+        for column in range(6):
+            log_weights[:column, column] = 3.0 + torch.arange(column) / 10
+        found = pareto_k(log_weights)
+        assert found[1:5].isnan().all()
+        assert torch.isfinite(found[5])
+
+
 def test_weights_beyond_every_exponent_do_not_overflow():
     """Log-weights of sd 1,000 and 100,000: far above every threshold, and finite."""
     log_weights = torch.randn(1000, 5, generator=torch.Generator().manual_seed(8))

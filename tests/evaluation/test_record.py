@@ -40,6 +40,11 @@ def test_what_is_written_is_read(file):
     old = {k: v for k, v in ENTRY.items() if k != "pareto_k"}  # of before there was a k̂
     write_record(file, [old])
     assert read_record(file) == [old]
+    flagged, true = (
+        ENTRY | {"protocol": ENTRY["protocol"] | {"adaptive": value}} for value in ("flagged", True)
+    )
+    write_record(file, [true])
+    assert read_record(file) == [flagged]
 
 
 def changed(*keys, to=...):

@@ -173,7 +173,8 @@ def test_k_summarizes_what_is_flagged(linear_gaussian, digits):
     assert "adaptive" not in evaluation.protocol
 
 
-def test_adaptive_is_kept_apart_from_iwae(linear_gaussian, digits):
+@pytest.mark.parametrize("adaptive", ["flagged", "all"])
+def test_adaptive_is_kept_apart_from_iwae(linear_gaussian, digits, adaptive):
     """A guide 2 sd off: all 40 data are flagged, and estimated again to within 4 errors. Seed 1."""
 
     def guide(x):
@@ -183,11 +184,12 @@ def test_adaptive_is_kept_apart_from_iwae(linear_gaussian, digits):
     model, _ = _programs(linear_gaussian)
     given = {"num_samples": 300, "dtype": torch.float64, "seed": 1}
     plain = evaluate(model, guide, digits, FACTS, **given)
-    both = evaluate(model, guide, digits, FACTS, adaptive=True, **given)
+    both = evaluate(model, guide, digits, FACTS, adaptive=adaptive, **given)
     assert both.estimates["log_likelihood"] == plain.estimates["log_likelihood"]
-    assert both.protocol == plain.protocol | {"adaptive": True}
+    assert both.protocol == plain.protocol | {"adaptive": adaptive}
     exact = linear_gaussian.log_evidence(digits.scored().flatten(1)[:, 20:25].double())
     estimate = both.estimates["log_likelihood_adaptive"]
+    assert estimate.note.startswith(f"{adaptive} data anew: ")
     refined = both.per_datum["log_likelihood_adaptive"]
     assert estimate.value == pytest.approx(float(refined.log_px.mean()))
     assert estimate.standard_error == pytest.approx(
@@ -196,6 +198,30 @@ def test_adaptive_is_kept_apart_from_iwae(linear_gaussian, digits):
     assert estimate.bias == pytest.approx(float(refined.bias.mean()))
     assert abs(estimate.value - float(exact.mean())) < 4 * estimate.standard_error - estimate.bias
     assert int(plain.per_datum["log_likelihood"].flagged.sum()) == plain.pareto_k["flagged"] == 40
+
+
+def test_which_data_are_estimated_again(linear_gaussian, digits):
+    """A guide that k̂ passes: of the flagged none, of all each, to within 4 errors. Seed 1."""
+
+    def guide(x):
+        parameters = linear_gaussian.diagonal_guide(variance=1.2)
+        linear_gaussian.guide_of(parameters)(x.flatten(1)[:, 20:25].double())
+
+    model, _ = _programs(linear_gaussian)
+    few = digits.subset(10)
+    given = {"num_samples": 300, "dtype": torch.float64, "seed": 1}
+    flagged, all_ = (
+        evaluate(model, guide, few, FACTS, adaptive=which, **given) for which in ("flagged", "all")
+    )
+    assert flagged.pareto_k["flagged"] == 0
+    note = flagged.estimates["log_likelihood_adaptive"].note
+    assert note == "flagged data anew: 10 by IWAE; 0 of 10 remain flagged"
+    assert "IWAE" not in all_.estimates["log_likelihood_adaptive"].note
+    exact = linear_gaussian.log_evidence(few.scored().flatten(1)[:, 20:25].double())
+    each = all_.per_datum["log_likelihood_adaptive"]
+    assert ((each.log_px - exact).abs() < 4 * each.standard_error).all()
+    with pytest.raises(InputError, match="must be one of flagged, all or None, got True"):
+        evaluate(model, guide, few, FACTS, adaptive=True, **given)
 
 
 def test_protocol_names_all_that_the_number_depends_on(linear_gaussian):

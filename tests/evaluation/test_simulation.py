@@ -260,6 +260,28 @@ def test_posterior_predictive_draws_enumerated_latents_given_x():
         assert abs(float(found.mean()) - expected) < 5 * float(found.std()) / N**0.5
 
 
+def test_posterior_predictive_draws_the_less_likely_latent_too():
+    """x = 0 hardly tells of c: P(c = 1|z, x) = 3/(3 + 7 exp(1/8 + z/2)) is below ½; seed 0."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(zeros(()), 0.1))
+            c = pyro.sample("c", dist.Bernoulli(zeros(()) + 0.3), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(z + 0.5 * c, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(zeros(()), 0.1))
+
+    z = torch.linspace(-0.8, 0.8, 1601, dtype=torch.float64)
+    weight = dist.Normal(0.0, 0.1).log_prob(z).exp()
+    share = 3 / (3 + 7 * (1 / 8 + z / 2).exp())
+    expected = 0.5 * float((weight * share).sum() / weight.sum())
+    found = replicate(model, guide, zeros(N))
+    assert expected > 0.12
+    assert abs(float(found.mean()) - expected) < 5 * float(found.std()) / N**0.5
+
+
 def test_posterior_predictive_refuses_other_latents(linear_gaussian):
     def guide(x):
         with pyro.plate("data", len(x), dim=-1):
