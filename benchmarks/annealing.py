@@ -1,6 +1,6 @@
-"""AIS against quadrature on a trained decoder, IWAE's shortfall, BDMC, and what it all costs.
+"""AIS against quadrature on a trained decoder, IWAE's shortfall, BDMC, the gap, and the costs.
 
-    python benchmarks/annealing.py --data-root PATH [quadrature] [sandwich] [cost]
+    python benchmarks/annealing.py --data-root PATH [quadrature] [sandwich] [cost] [gap]
 
 Two pairs are trained through the command line, where they are not already there: two latents on
 static binarized MNIST, ten on MNIST binarized anew each epoch. Numbers go to the screen and to
@@ -20,10 +20,13 @@ import torch
 from torch import Tensor
 
 from pyro_vae import load_run
+from pyro_vae.diagnosis.diagnose import data_of
+from pyro_vae.diagnosis.gap import gap
 from pyro_vae.evaluation import log_evidence_by_quadrature, log_likelihood
 from pyro_vae.evaluation.ais import annealed_importance_sampling
 from pyro_vae.evaluation.bidirectional import bidirectional_monte_carlo
-from pyro_vae.evaluation.scores import versions
+from pyro_vae.evaluation.evidence import LogEvidence
+from pyro_vae.evaluation.scores import Estimate, versions
 from pyro_vae.runs import Run
 
 COMMON = ["--encoder", "mlp(hidden=(200, 200))", "--batch-size", "200", "--device", "cpu"]
@@ -139,6 +142,63 @@ def cost(run: Run, count: int, num_chains: int) -> list[dict[str, Any]]:
     return rows
 
 
+def suboptimality(run: Run, count: int, settings: dict[str, int]) -> dict[str, Any]:
+    """The gap of training and of test data, and its two parts (Cremer et al., 2018, table 1).
+
+    log p(x) by AIS from the prior and, for its bias, from the guide: both are lower bounds.
+    """
+    rows: dict[str, Any] = {"count": count, "settings": settings}
+    for name, split in (("train", run.data.train), ("test", run.data.test)):
+        x = data_of(split, count, torch.device("cpu"), torch.float32)
+        started = time.process_time()
+        ais = annealed_importance_sampling(run.model, x, **settings)
+        annealed = time.process_time()
+        evidence = LogEvidence(ais.log_px, ais.standard_error, ais.bias, "ais", ~ais.understated)
+        parts = gap(run.model, run.guide, x, split=name, evidence=evidence)
+        done = time.process_time()
+        other = annealed_importance_sampling(
+            run.model, x, run.guide, **settings | {"start": "guide"}
+        )
+        difference = other.log_px - ais.log_px
+        iwae = log_likelihood(run.model, run.guide, x, NUM_SAMPLES)
+        rows[name] = {
+            "log_px": _row(parts.log_px),
+            "elbo": _row(parts.elbo),
+            "best_elbo": _row(parts.best_elbo),
+            "total": _row(parts.total),
+            "approximation": _row(parts.approximation),
+            "amortization": _row(parts.amortization),
+            "residual": _row(parts.residual),
+            "ais": {
+                "bias": _mean(ais.bias),
+                "standard_error": _quantiles(ais.standard_error),
+                "understated": int(ais.understated.sum()),
+                "acceptance": _mean(ais.acceptance),
+                "from_the_guide_minus_from_the_prior": {
+                    "mean": _mean(difference),
+                    "standard_error": float(difference.std() / count**0.5),
+                },
+                "cpu_seconds": annealed - started,
+            },
+            "iwae": {"num_samples": NUM_SAMPLES, "log_px": _mean(iwae.log_px)},
+            "note": parts.note,
+            "cpu_seconds_of_the_split": done - annealed,
+        }
+        print(name, json.dumps(rows[name], indent=1), flush=True)
+    return rows
+
+
+def _row(estimate: Estimate | None) -> dict[str, float | None] | None:
+    """The mean, and its standard errors over draws and over data."""
+    if estimate is None:
+        return None
+    return {
+        "mean": estimate.value,
+        "standard_error": estimate.standard_error,
+        "data_standard_error": estimate.data_standard_error,
+    }
+
+
 def _mean(values: Tensor) -> float:
     return float(values.mean())
 
@@ -150,7 +210,7 @@ def _quantiles(values: Tensor) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    names = ["quadrature", "sandwich", "cost"]
+    names = ["quadrature", "sandwich", "cost", "gap"]
     parser.add_argument("parts", nargs="*", default=names, metavar="PART")
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/annealing"))
@@ -169,6 +229,8 @@ def main() -> None:
             result: Any = against_quadrature(run, arguments.count, settings)
         elif part == "sandwich":
             result = sandwich(run, arguments.count, {"num_chains": 8, **path})
+        elif part == "gap":
+            result = suboptimality(run, arguments.count, {"num_chains": arguments.chains, **path})
         else:
             result = cost(run, 10, 16)
         print(part, json.dumps(result, indent=1), flush=True)

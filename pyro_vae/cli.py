@@ -340,6 +340,12 @@ def evaluate_command(
         bool,
         typer.Option("--adaptive", help="Data that k̂ flags again, by wider proposals or AIS."),
     ] = False,
+    adaptive_all: Annotated[
+        bool,
+        typer.Option(
+            "--adaptive-all", help="All data again: k̂ is blind to a mode that q never draws."
+        ),
+    ] = False,
     count: Annotated[
         int | None, typer.Option(help="Score a random subset of so many data, by a fixed seed.")
     ] = None,
@@ -373,7 +379,7 @@ def evaluate_command(
         )
     options = EvaluateOptions(
         split=split, num_samples=num_samples, count=count, chunk_size=chunk_size, seed=seed,
-        adaptive=adaptive,
+        adaptive="all" if adaptive_all else "flagged" if adaptive else None,
     )  # fmt: skip
     loaded = [
         load_run(run, allow_code=allow_code, device=device, weights=weights, data_root=data_root)
@@ -504,13 +510,14 @@ def diagnose(
 ) -> None:
     """Where the ELBO loses log p(x), what the latents carry, whether the model fits.
 
-    [bold]gap[/]: log p(x) − ELBO on training and test data, the part that the guide's family costs
-    and the part that its encoder costs. [bold]reliability[/]: k̂ of IWAE-K.
+    [bold]gap[/]: log p(x) − ELBO, what the guide's family costs and what its encoder.
+    [bold]reliability[/]: k̂ of IWAE-K.
     [bold]latents[/]: rate, mutual information, KL a dimension, collapse.
-    [bold]calibration[/]: of q, on data drawn from the model. [bold]checks[/]: statistics of data
-    against draws from the model. [bold]space[/]: complete, continuous, classified.
+    [bold]calibration[/]: of q, on data drawn from the model.
+    [bold]checks[/]: statistics of data against draws from the model.
+    [bold]space[/]: whether it is complete and continuous; classification from z.
 
-    Or of programs of your own: [bold]pyro-vae diagnose --program my_vae.py --data digits[/]
+    Of programs of your own: [bold]pyro-vae diagnose --program my_vae.py --data digits[/]
 
     Writes diagnosis.json and figures; both hold the parts of the last call.
     """

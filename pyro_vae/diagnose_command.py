@@ -3,7 +3,9 @@
 __all__ = ["Subject", "run_subject", "program_subject", "diagnose_subject", "chosen_parts"]
 
 import contextlib
+import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +38,7 @@ from pyro_vae.run_training import facts_of
 from pyro_vae.runs import load_run
 from pyro_vae.terminal import cells, counting
 
-NUM_WORST = 12  # images
+NUM_WORST = 6  # images, as many as the figure has room for
 NUM_DRAWS = 4000  # of q(z) and of p(z), in a figure
 TITLES_OF_PARTS = {
     "gap": "gap",
@@ -129,8 +131,9 @@ def diagnose_subject(
     """Diagnose, print and write to ``out``: after each part the record, then its figure.
 
     Raises:
-        InputError: the folder cannot be written, or sizes that are none.
+        InputError: the folder cannot be written.
     """
+    _check_place(out)
     session = _Session(console, subject, out, settings)
     data = subject.protocol["data"]
     session.say(f"{subject.name}, train and test of {data}", style="bold")
@@ -152,9 +155,6 @@ def diagnose_subject(
     except KeyboardInterrupt:
         session.interrupted()
         raise
-    for part in set(PARTS) - set(parts):
-        for name in _FIGURES[part]:
-            (out / "figures" / name).unlink(missing_ok=True)  # of an earlier diagnosis
     session.say(", ".join([str(session.record), *session.drawn]))
 
 
@@ -182,17 +182,17 @@ class _Session:
 
     def show(self, part: str, diagnosis: Diagnosis) -> None:
         write_diagnosis(self.record, diagnosis)  # not lost at a Ctrl-C
+        if not self.done:
+            self.forget()
         self.done.append(part)
         report = _report(part, diagnosis, self.console.width)
         for table in report.tables:
             width = max(self.console.width, table.width or 0)
             self.console.print(table, width=width, crop=False)
-        for note in report.notes:
-            self.say(note)
-        for note in diagnosis.notes:
-            if note.startswith((f"{part}:", f"{part},")):
-                self.say(note)
-        self.say("")
+        own = (f"{part}:", f"{part},")
+        for note in [*report.notes, *(n for n in diagnosis.notes if n.startswith(own)), ""]:
+            # Lines for a reader break between words, those for a file or a pipe do not.
+            self.console.print(note, soft_wrap=not self.console.is_terminal)
         self.draw(part, diagnosis)
 
     def draw(self, part: str, diagnosis: Diagnosis) -> None:
@@ -203,14 +203,32 @@ class _Session:
             except InputError as error:
                 self.say(f"{name}: {error}")
                 figure = None
-            if figure is None:
-                path.unlink(missing_ok=True)  # of an earlier diagnosis
-            else:
+            if figure is not None:
                 self.drawn.append(str(save(figure, path).relative_to(self.out)))
 
+    def forget(self) -> None:
+        """Remove the figures of an earlier diagnosis, whose record is no more."""
+        for name in itertools.chain.from_iterable(_FIGURES.values()):
+            path = self.out / "figures" / name
+            if path.is_file():
+                path.unlink()
+
     def interrupted(self) -> None:
-        if self.done:
-            self.say(f"stopped at {self.current}; {', '.join(self.done)}: in {self.record}")
+        kept = f"{', '.join(self.done)}: in {self.record}" if self.done else "nothing is written"
+        self.say(f"stopped at {self.current}; {kept}")
+
+
+def _check_place(out: Path) -> None:
+    """Refuse a folder that cannot be made now, not minutes later when there is what to write.
+
+    Raises:
+        InputError: the folder, or the nearest above it that exists, is none or not writable.
+    """
+    nearest = next(path for path in (out, *out.parents, Path()) if path.exists())
+    if not nearest.is_dir():
+        raise InputError(f"cannot write to '{out}': '{nearest}' is no folder")
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"cannot write to '{out}': '{nearest}' is not writable")
 
 
 def _report(part: str, diagnosis: Diagnosis, width: int) -> tables.Report:
@@ -264,7 +282,7 @@ def _reliability_figure(
     return pareto_k_over_data(
         reliability.pareto_k,
         reliability.threshold,
-        positions=reliability.positions,
+        positions=reliability.positions or None,
         worst=worst,
         images=x if worst and x.dim() > 2 else None,
         vmin=0.0 if levels else None,

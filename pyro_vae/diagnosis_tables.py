@@ -34,6 +34,11 @@ from pyro_vae.terminal import at_least, cells, digits_of, error_text
 SHOWN = 10  # rows of a list that may be long; figures and diagnosis.json hold all
 _LEAST_LABEL = 16  # letters that a label is folded to at most
 _HEIGHTS = "▁▂▃▄▅▆▇█"
+_METHODS = {
+    "exact": "in closed form",
+    "quadrature": "by quadrature",
+    "ais": "by annealed importance sampling (AIS)",
+}
 _ERRORS = "± draws: standard error over draws, the data held fixed; ± data: over data"
 
 
@@ -64,7 +69,10 @@ def gap_report(gaps: Sequence[Gap], width: int) -> Report:
             "approximation: what the best q of the guide's family for each datum loses too; "
             "amortization: what the encoder loses besides"
         ]
-    notes += [f"log p(x) of {gap.split}: by {gap.method}{_counted(gap.total)}" for gap in gaps]
+    notes += [
+        f"log p(x) of {gap.split}: {_METHODS.get(gap.method, gap.method)}{_counted(gap.total)}"
+        for gap in gaps
+    ]
     notes += _limits({label: e for gap in gaps for label, e in _gap_rows(gap).items()})
     for gap in gaps:
         if gap.residual is not None:
@@ -80,10 +88,11 @@ def reliability_report(reliability: Reliability, width: int) -> Report:
     """How many data importance sampling cannot be trusted on, and which are the worst."""
     k = reliability.pareto_k
     flagged = reliability.flagged
+    iwae = f"IWAE-{reliability.num_samples}"
+    found = f"{len(flagged)} of {len(k)} data ({_percent(len(flagged), len(k))}) have k̂ above "
+    found += f"{reliability.threshold:.2f}"
     notes = [
-        f"{len(flagged)} of {len(k)} data ({_percent(len(flagged), len(k))}) have k̂ above "
-        f"{reliability.threshold:.2f}: their IWAE-{reliability.num_samples} and its error are not "
-        "to be trusted",
+        f"{found}: their {iwae} and its error are not to be trusted" if flagged else found,
         f"k̂: Pareto shape of the largest weights of {reliability.pilot_samples} draws apart from "
         "those of the estimate",
     ]
@@ -96,7 +105,7 @@ def reliability_report(reliability: Reliability, width: int) -> Report:
     shown = flagged[:SHOWN]
     columns = {
         "k̂": ["–" if math.isnan(k[i]) else f"{k[i]:.2f}" for i in shown],
-        f"IWAE-{reliability.num_samples}": [f"{reliability.log_px[i]:.2f}" for i in shown],
+        iwae: [f"{reliability.log_px[i]:.2f}" for i in shown],
     }
     title = "Importance sampling of log p(x): the worst"
     positions = reliability.positions
@@ -127,8 +136,6 @@ def latents_report(use: LatentUse, width: int) -> Report:
             f"log N = {use.mutual_information_cap:.2f} nats, which no estimate from N data exceeds"
         )
         notes.append(f"≥ ≤: limits alone, near the cap {cap}" if use.at_cap else f"its cap: {cap}")
-    if use.active_units is not None:
-        notes.append(f"active units: {use.active_units} of {len(use.activity)}")
     tables += _dimension_tables(use, width)
     if len(use.kl_per_dim or use.activity) > SHOWN:
         notes.append(f"the first {SHOWN} dimensions; all are in diagnosis.json")
@@ -210,6 +217,7 @@ def space_report(space: LatentSpaceReport, width: int) -> Report:
     if space.region is not None:
         share = "" if space.posterior_share is None else f"; of q(z) {space.posterior_share:.2f}"
         notes.append(f"near q(z): {space.region}{share}")
+        notes.append("its ± draws: of prior draws alone; ± data: of the region's edge too")
     if space.segments is not None:
         notes.append(f"steps and paths of the decoder's mean: {space.segments}; 1 is a steady walk")
     if space.probes:
@@ -277,7 +285,7 @@ def _dimension_tables(use: LatentUse, width: int) -> list[Table]:
         pairs = [_to_digits(use.kl_per_dim[d], errors[d]) for d in order]
         columns |= {"KL, nats": [value for value, _ in pairs], "±": [e for _, e in pairs]}
     if use.activity:
-        columns["activity"] = [f"{use.activity[d]:.4f}" for d in order]
+        columns["activity"] = [error_text(use.activity[d], 4) for d in order]
     labels = [f"z[{d}]" for d in order]
     return [_table("Each latent dimension", "", labels, columns, width)]
 

@@ -15,9 +15,10 @@ import torch
 
 from pyro_vae import diagnose_command, load_run
 from pyro_vae.__main__ import main
-from pyro_vae.diagnose_command import chosen_parts
-from pyro_vae.diagnosis.diagnose import PARTS
+from pyro_vae.diagnose_command import chosen_parts, run_subject
+from pyro_vae.diagnosis.diagnose import PARTS, Settings
 from pyro_vae.diagnosis.record import read_diagnosis
+from pyro_vae.diagnosis.rows import Reliability
 from pyro_vae.errors import InputError
 
 TRAIN = [
@@ -233,6 +234,22 @@ def test_an_interruption_keeps_what_is_done(run, tmp_path, monkeypatch):
     assert not record.exists()
 
 
+def test_an_interruption_leaves_no_figure_of_an_earlier_diagnosis(run, tmp_path, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    succeed("diagnose", run, *FEW, "--only", "latents,checks", cwd=tmp_path)
+    before = files(run)
+    assert "figures/predictive_checks.png" in before
+    module = importlib.import_module("pyro_vae.diagnosis.diagnose")
+    monkeypatch.setattr(module, "predictive_checks", interrupt)
+    result = invoke("diagnose", run, *FEW, "--only", "checks", cwd=tmp_path)
+    assert result.out.splitlines()[-1] == "stopped at checks; nothing is written"
+    assert files(run) == before  # record and figures of the earlier one, whole
+    assert invoke("diagnose", run, *FEW, "--only", "latents,checks", cwd=tmp_path).status == 130
+    assert before - files(run) == {"figures/predictive_checks.png"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -246,6 +263,9 @@ def test_an_interruption_keeps_what_is_done(run, tmp_path, monkeypatch):
         (["run", "--only", "gap", "--skip", "gap"], "no part is left"),
         (["run", "--only", ""], "no part is left"),
         (["run", "--count", "1"], "--count"),
+        (["run", "--seed", 2**63], "seed must be from 0"),
+        (["run", "--out", "mine.py"], "cannot write to 'mine.py': 'mine.py' is no folder"),
+        (["run", "--out", "mine.py/o"], "cannot write to 'mine.py/o': 'mine.py' is no folder"),
         (["run", "--num-chains", "1"], "--num-chains"),
         (["run", "--weights", "first"], "weights must be best or last"),
         (["run", "--data-root", "nowhere", "--device", "tpu"], "device"),
@@ -268,6 +288,21 @@ def test_a_figure_that_cannot_be_written_is_one_line(run, tmp_path):
     result = invoke("diagnose", run, *FEW, "--only", "latents", cwd=tmp_path)
     assert result.status == 2
     assert "cannot write the figure" in result.err
+
+
+def test_the_worst_data_stand_whole_in_their_figure(place):
+    subject = run_subject(
+        place / "run", weights="best", device="cpu", data_root=None, allow_code=False
+    )
+    k, flagged, values = [1.0] * 20, list(range(20)), [-1.0] * 20
+    reliability = Reliability(40, 40, 0.7, k, flagged, values)
+    figure = diagnose_command._reliability_figure(reliability, subject, Settings(count=20))
+    images = figure.axes[1:]
+    assert len(images) == diagnose_command.NUM_WORST
+    for axes in images:
+        box = axes.get_position()
+        assert min(box.x0, box.y0) >= 0
+        assert max(box.x1, box.y1) <= 1
 
 
 def test_parts_chosen():

@@ -125,7 +125,7 @@ def test_gaps_stand_below_each_other_where_there_is_no_room():
 def test_the_method_and_what_limits_a_gap_are_told():
     rows = [gap(method="ais", note="AIS falls short"), gap("test", total=estimate(9.0, 0.1, 0.3))]
     notes = gap_report(rows, 80).notes
-    assert "log p(x) of train: by ais, 100 data" in notes
+    assert "log p(x) of train: by annealed importance sampling (AIS), 100 data" in notes
     assert "log p(x) of test: by quadrature, 100 data" in notes
     assert "train: AIS falls short" in notes
     found = gap_report([gap(residual=estimate(0.0123, 0.001, 0.0021))], 80).notes
@@ -167,7 +167,7 @@ def test_data_are_named_by_their_place_in_the_split():
 def test_where_all_can_be_trusted_there_is_no_table():
     report = reliability_report(replace(RELIABILITY, pareto_k=[0.1, 0.2], flagged=[]), 80)
     assert report.tables == []
-    assert report.notes[0].startswith("0 of 2 data (0 %)")
+    assert report.notes[0] == "0 of 2 data (0 %) have k̂ above 0.70"
     assert "constant" not in notes_of(report)
 
 
@@ -191,7 +191,6 @@ def test_what_the_latents_carry():
         ["z[1]", "0.00100", "0.00020", "0.0010"],
     ]
     assert report.notes[0] == USE.sentence
-    assert "active units: 2 of 3" in report.notes
     assert "mutual information: mixture over 2,000 data" in report.notes
     assert any(note.startswith("its cap: log N = 7.60 nats") for note in report.notes)
     assert report.notes[-1] == "sampled, not analytic"
@@ -214,6 +213,11 @@ def test_of_latents_without_dimensions_the_rate_remains():
     assert len(report.tables) == 1
     assert "mutual" not in text_of(report) + notes_of(report)
     assert "active units" not in notes_of(report)
+    still = text_of(latents_report(replace(bare, activity=[3e-6, 0.0]), 80))
+    assert [line.split()[-1] for line in still.splitlines() if "z[" in line] == [
+        "<0.0001",
+        "0.0000",
+    ]
     only_activity = latents_report(replace(bare, activity=[0.1, 0.3]), 80)
     assert text_of(only_activity).index("z[1]") < text_of(only_activity).index("z[0]")
 
@@ -261,6 +265,7 @@ def test_space_and_probes():
     assert cells_of(text, "nearest neighbours of x")[1:] == ["0.967", "0.016"]
     assert cells_of(text, "most frequent label")[1:] == ["0.101", "0.017"]
     assert "near q(z): the ellipsoid of 95 %; of q(z) 0.95" in report.notes
+    assert "± draws: of prior draws alone" in notes_of(report)
     assert report.notes[-1] == "one component of the prior is never used"
     bare = space_report(LatentSpaceReport(None, None, None, None, None, None, [], ["none"]), 80)
     assert bare == ([], ["none"])

@@ -63,7 +63,9 @@ def best_outputs(
     ones, for normal, flow and hierarchical guides. A guide without one takes the total derivative.
 
     An optimum is approached and not reached, and it may be a local one: the ELBO there, on
-    fresh draws, is a lower bound on that of the best q. Data that a pilot, of other draws,
+    fresh draws, is a lower bound on that of the best q. (Of 50 test data of a decoder with two
+    latents, static MNIST, a search from the posterior's mode ended better by up to 9.7 nats at
+    two, 0.26 in the mean; of 50 digits, by 0.003.) Data that a pilot, of other draws,
     finds worse off than before by two standard errors keep what the encoder says.
 
     References:

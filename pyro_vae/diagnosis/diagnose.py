@@ -19,7 +19,7 @@ from pyro_vae.diagnosis.latents import latent_use
 from pyro_vae.diagnosis.rows import Diagnosis, Reliability
 from pyro_vae.diagnosis.space import latent_space_report
 from pyro_vae.errors import InputError, suggest
-from pyro_vae.evaluation.calibration import simulation_based_calibration
+from pyro_vae.evaluation.calibration import FEWEST_DATA, simulation_based_calibration
 from pyro_vae.evaluation.evidence import LogEvidence, log_evidence
 from pyro_vae.evaluation.importance import LogLikelihood, log_likelihood
 from pyro_vae.evaluation.scores import evaluate, versions
@@ -37,7 +37,11 @@ _POINT = "the guide is a point: it has no density, and with it no ELBO, no gap a
 
 @dataclass(frozen=True)
 class Settings:
-    """How much of the data is looked at, and how closely."""
+    """How much of the data is looked at, and how closely.
+
+    Raises:
+        InputError: sizes or a seed that are none.
+    """
 
     count: int = 2000
     """Data of each split, at most; of the gap ``gap_count``."""
@@ -46,8 +50,17 @@ class Settings:
     """K of IWAE-K, whose k̂ are looked at."""
     num_chains: int = 16
     """Of AIS, where log p(x) of the gap is from it."""
-    num_temperatures: int = 200
+    num_temperatures: int = 400
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"count": 2, "gap_count": 2, "num_samples": 1, "num_chains": 2}
+        for name, minimum in {**least, "num_temperatures": 2}.items():
+            value = getattr(self, name)
+            if value < minimum:
+                raise InputError(f"{name} must be at least {minimum}, got {value}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed must be from 0 to 2⁶³ − 1, got {self.seed}")
 
 
 @contextmanager
@@ -95,10 +108,9 @@ def diagnose(
         on_part: told of each part when it is done, with the diagnosis so far.
 
     Raises:
-        InputError: an unknown part, or sizes that are none.
+        InputError: an unknown part.
     """
     chosen = check_parts(parts)
-    _check(settings)
     pair = _Pair(model, guide, train, test, facts, settings, torch.device(device), dtype)
     diagnosis = Diagnosis([], None, None, None, [], None, [], {})
     diagnosis = replace(diagnosis, protocol=_protocol(pair, chosen, protocol or {}))
@@ -263,7 +275,11 @@ def _reconstruction(pair: _Pair) -> dict[str, Any]:
 def _calibration(pair: _Pair, on_step: OnStep) -> dict[str, Any]:
     like = pair.x(pair.test)
     calibration = simulation_based_calibration(
-        pair.model, pair.guide, like, seed=pair.settings.seed
+        pair.model,
+        pair.guide,
+        like,
+        num_data=max(len(like), FEWEST_DATA),  # simulated: a small test split is no limit
+        seed=pair.settings.seed,
     )
     return {"calibration": calibration}
 
@@ -305,14 +321,6 @@ _PARTS: dict[str, Callable[[_Pair, OnStep], dict[str, Any]]] = {
     "space": _space,
 }
 PARTS = tuple(_PARTS)
-
-
-def _check(settings: Settings) -> None:
-    least = {"count": 2, "gap_count": 2, "num_samples": 1, "num_chains": 2, "num_temperatures": 2}
-    for name, minimum in least.items():
-        value = getattr(settings, name)
-        if value < minimum:
-            raise InputError(f"{name} must be at least {minimum}, got {value}")
 
 
 def _protocol(pair: _Pair, parts: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:

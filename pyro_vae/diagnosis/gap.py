@@ -26,7 +26,8 @@ from pyro_vae.log_weights import check_data, own_parameters
 from pyro_vae.seeding import derive_seed
 from pyro_vae.standard_error import standard_error_of_mean
 
-LARGEST_RESIDUAL = 0.01  # of the total gap
+LARGEST_RESIDUAL = 0.05  # of the approximation gap
+NO_RESIDUAL = 0.01  # nats: below it none is spoken of
 RESIDUAL = "what the last half of the search gained"
 
 
@@ -114,12 +115,11 @@ def gap(
     if best is not None:
         best_elbo, amortization, gain = rest
         residual = _estimate(gain.mean, ordered, gain.error, note=RESIDUAL)
-        reason = _unconverged(residual, total.value, num_steps)
+        approximation = _estimate(log_px - best_elbo.mean, ordered, best_elbo.error, error, **short)
+        reason = _unconverged(residual, approximation.value, num_steps)
         split_of_it = {
             "best_elbo": _estimate(best_elbo.mean, ordered, best_elbo.error),
-            "approximation": _estimate(
-                log_px - best_elbo.mean, ordered, best_elbo.error, error, **short
-            ),
+            "approximation": approximation,
             "amortization": _estimate(amortization.mean, ordered, amortization.error),
             "residual": residual,
         }
@@ -188,9 +188,10 @@ def _error(evidence: LogEvidence) -> float | None:
     return None if evidence.method == "exact" else evidence.mean_error
 
 
-def _unconverged(residual: Estimate, total: float, num_steps: int) -> str | None:
+def _unconverged(residual: Estimate, approximation: float, num_steps: int) -> str | None:
+    """Of a large total the residual may be a trifle and still all of the approximation gap."""
     error = residual.standard_error or 0.0
-    if residual.value <= max(2 * error, LARGEST_RESIDUAL * abs(total)):
+    if residual.value <= max(2 * error, LARGEST_RESIDUAL * abs(approximation), NO_RESIDUAL):
         return None
     return (
         f"the search for the best q has not converged: the last half of its {num_steps} steps "
@@ -208,9 +209,11 @@ def _note(evidence: LogEvidence, reason: str | None) -> str | None:
             f"the error of log p(x) is not trusted at {doubtful} of {len(evidence.trusted)} data"
         )
     if evidence.method == "ais":
+        # The bias is from the spread over chains, as the error is, and no better known.
+        short, much = ("at least", "more") if doubtful else ("some", "as much")
         parts.append(
-            f"AIS falls short of log p(x) by some {-float(evidence.bias.mean()):.2g} nats in "
-            "expectation: total and approximation gap are lower limits by as much"
+            f"AIS falls short of log p(x) by {short} {-float(evidence.bias.mean()):.2g} nats in "
+            f"expectation: total and approximation gap are lower limits by {much}"
         )
     return "; ".join(part for part in parts if part) or None
 

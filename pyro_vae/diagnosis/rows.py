@@ -3,6 +3,7 @@
 __all__ = [
     "Diagnosis",
     "Gap",
+    "SimulatedBounds",
     "Reliability",
     "LatentUse",
     "Calibration",
@@ -41,6 +42,24 @@ class Gap:
     """What limits these numbers, in a sentence."""
     residual: Estimate | None = None
     """What the last half of the search for the best q gained: how near it has come."""
+
+
+@dataclass(frozen=True)
+class SimulatedBounds:
+    """log p(x) of data drawn from the model, from both sides; nats per datum."""
+
+    num_chains: int
+    """Each way."""
+    num_temperatures: int
+    lower: Estimate
+    """Of forward chains from the prior: AIS, as the gap takes it."""
+    upper: Estimate
+    """Of reverse chains from an exact posterior draw. Errors over data contain those of chains."""
+    gap: Estimate
+    """upper − lower, at least 0 in expectation: how far AIS may fall short, on such data."""
+    acceptance: float
+    """Mean acceptance probability of the transitions."""
+    note: str
 
 
 @dataclass(frozen=True)

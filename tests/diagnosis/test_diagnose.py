@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import math
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -117,6 +118,12 @@ def test_a_point_is_asked_only_what_applies(data, refusing):
     assert found.data_standard_error == pytest.approx(standard_error_of_mean(expected), rel=1e-4)
 
 
+def test_calibration_on_simulated_data_is_not_limited_by_few_data(data):
+    diagnosis = run(data, replace(FEW, count=5), parts=["calibration"])
+    assert diagnosis.notes == []
+    assert diagnosis.calibration.num_data == 100
+
+
 def test_the_protocol_states_the_data_and_the_sizes(data, refusing):
     settings = Settings(50, 7, 30, 5, 20, 3)
     protocol = run(data, settings, parts=["gap"], protocol={"run": "mine"}).protocol
@@ -167,4 +174,10 @@ def test_parts_stand_in_their_order():
 )
 def test_sizes_that_are_none_are_refused(data, name):
     with pytest.raises(InputError, match=f"{name} must be at least"):
-        run(data, Settings(**{name: 0}))
+        Settings(**{name: 0})
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_is_none_is_refused(seed):
+    with pytest.raises(InputError, match="seed must be from 0"):
+        Settings(seed=seed)

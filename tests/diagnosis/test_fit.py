@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from scipy.stats import ks_2samp
+from scipy.stats import ks_2samp, t, ttest_1samp
 
 from pyro_vae.assembly import build_pair
 from pyro_vae.config import Config
@@ -235,6 +235,31 @@ def test_ordered_pairs(linear_gaussian):
     assert blocks.difference.value == swaps.difference.value
     assert blocks.data.data_standard_error > 1.5 * swaps.data.data_standard_error
     assert 0.001 < blocks.p_value < 1
+
+
+def test_the_p_value_of_ordered_data_is_students_over_blocks(linear_gaussian):
+    """400 data in 20 blocks of 20, one draw a datum: against scipy's t-test of block means."""
+    p = linear_gaussian
+    x, train_x = videos(p, 400, 1)[0], p.simulate(100, 2)
+    checks = predictive_checks(p.model, p.exact_guide, x, train_x, num_draws=1, ordered=True)
+    for check in checks:
+        data, drawn = (
+            torch.tensor(values, dtype=torch.float64)
+            for values in (check.data_values, check.simulated_values)
+        )
+        blocks = (drawn - data).view(20, 20).mean(1)
+        if check.against == POSTERIOR:
+            error = float(blocks.std()) / 20**0.5
+            expected = ttest_1samp(blocks, 0).pvalue
+            over_data = float(drawn.view(20, 20).mean(1).std()) / 20**0.5
+            assert check.difference.data_standard_error == pytest.approx(error)
+            assert check.simulated.data_standard_error == pytest.approx(over_data)
+        else:
+            of_blocks = float(data.view(20, 20).mean(1).std()) / 20**0.5
+            error = math.hypot(of_blocks, float(drawn.std()) / 20)
+            expected = 2 * t.cdf(-abs(float(blocks.mean())) / error, 19)
+            assert check.difference.data_standard_error == pytest.approx(of_blocks)
+        assert check.p_value == pytest.approx(expected)
 
 
 def test_swaps_against_their_exact_distribution():

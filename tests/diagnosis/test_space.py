@@ -216,11 +216,60 @@ def test_logistic_regression_reaches_the_bayes_rate():
             math.sqrt(0.841 * 0.159 / 2000), rel=0.05
         )
         assert abs(accuracy.value - norm.cdf(1.0)) < 3 * accuracy.data_standard_error + 0.005
-        assert 0.75 < by[features, "nearest neighbours"].value < accuracy.value + 0.02
+        # One neighbour alone would be right for 0.77.
+        assert 0.8 < by[features, "nearest neighbours"].value < accuracy.value + 0.02
     assert by["z", "most frequent label"].value == pytest.approx(0.5, abs=0.034)
     assert notes == [
         "classification: trained on 2000 and tested on 2000 data, 10 nearest neighbours"
     ]
+
+
+def test_classifiers_are_fitted_to_the_training_data_alone():
+    """Test labels turned around: what was learned is right for 1 − Φ(1.5) = 0.067 alone.
+
+    Nine of ten training data have label 0, so that 0 is guessed for the one of ten of the test.
+    """
+    device, dtype = torch.device("cpu"), torch.float32
+    train, test = labelled(500, 10, 3.0), labelled(500, 20, 3.0)
+    turned = split(test.scored(), 1 - test.labels)
+    found, _ = space._probes(Guide(0.5), train, turned, 0, False, device, dtype)
+    for probe in found[1:]:
+        assert probe.accuracy.value < 0.12, probe
+    rare = torch.arange(500) % 10 == 0
+    parts = (split(train.scored(), labels.long()) for labels in (rare, ~rare))
+    found, _ = space._probes(Guide(0.5), *parts, 0, False, device, dtype)
+    assert found[0].accuracy.value == pytest.approx(0.1)
+
+
+def test_neighbours_alike_widen_all_errors_over_data():
+    """Every held-out datum ten times in a row: about √10 of the error, in 20 blocks of 20."""
+    train, few = labelled(300, 10, 2.0), labelled(40, 20, 2.0)
+    test = split(few.scored().repeat_interleave(10, 0), few.labels.repeat_interleave(10))
+    alone, blocks = (
+        latent_space_report(Model(2), Guide(0.5), train, test, ordered=ordered)
+        for ordered in (False, True)
+    )
+    one, other = alone.prior_near_posterior, blocks.prior_near_posterior
+    assert other.value == one.value
+    assert other.data_standard_error > 1.2 * one.data_standard_error
+    assert len(alone.probes) == len(blocks.probes) == 5
+    for one, other in zip(alone.probes, blocks.probes, strict=True):
+        assert other.accuracy.value == one.accuracy.value
+        ratio = other.accuracy.data_standard_error / one.accuracy.data_standard_error
+        assert 1.8 < ratio < 5, one
+
+
+def test_features_of_any_unit_are_standardized_for_logistic_regression():
+    """One of two dimensions in units of 10⁻⁴ tells the labels apart: Φ(1) = 0.841."""
+    parts = []
+    for seed in (10, 20):
+        part = labelled(1000, seed, 2.0)
+        parts.append(split(part.scored() * torch.tensor([1e-4, 1.0]), part.labels))
+    found, _ = space._probes(Guide(0.5), *parts, 0, False, torch.device("cpu"), torch.float32)
+    accuracy = {(p.features, p.classifier): p.accuracy.value for p in found}
+    for features in ("z", "x"):
+        assert accuracy[features, "logistic regression"] > 0.8
+        assert accuracy[features, "nearest neighbours"] < 0.65  # unscaled
 
 
 def test_a_z_that_says_nothing_classifies_as_the_most_frequent_label():
@@ -292,6 +341,12 @@ def test_of_two_latents_it_is_the_one_next_to_the_data():
     pair = build_pair(config, facts)
     report = latent_space_report(*pair, split(randn(100, 4, 15)), split(randn(100, 4, 16)))
     assert report.notes[0] == "of z1, the layer next to the data"
+    same = Config(
+        model="hierarchical(latent_dims=(3, 3), hidden=(8,))", guide="hierarchical(hidden=(8,))",
+        likelihood="normal", encoder="mlp(hidden=(8,))",
+    )  # fmt: skip
+    _, guide = build_pair(same, facts)
+    assert space._layer(guide, randn(1, 4, 0)) == ["of z1, the layer next to the data"]
     assert 0 <= report.prior_near_posterior.value <= 1
     draws = latent_draws(*pair, randn(20, 4, 17), 50)
     assert draws.posterior.shape == draws.prior.shape == (50, 3)
