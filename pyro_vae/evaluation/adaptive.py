@@ -37,6 +37,8 @@ METHODS = ("iwae", "defensive", "wide", "adapted", "ais")
 PILOT = 1000
 LEAST = 100  # draws below which no tail is judged
 SMALLEST_ESS = 1 / LARGEST_ERROR**2
+# A pilot whose log p̂ is so many standard errors below another's has missed what that one found.
+MISSED = 3.0
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,8 @@ class _Rung:
     """``[B]``."""
     share: Tensor
     """Effective draws a draw, ``[B]``."""
+    log_mean: Tensor
+    """log p̂ of the pilot, ``[B]``."""
     good: Tensor
     """Whether it can be trusted, boolean ``[B]``."""
 
@@ -246,14 +250,29 @@ def _judge(method: str, mixture: Mixture, log_weights: Tensor, num_samples: int)
     # NaN where all weights are 0: no draw counts, and argmax would take it for the largest.
     share = (ess(log_weights) / len(log_weights)).nan_to_num(nan=0.0)
     good = (k <= threshold(num_samples)) & (share * num_samples >= SMALLEST_ESS)
-    return _Rung(method, mixture, k, share, good)
+    log_mean = log_weights.logsumexp(0) - math.log(len(log_weights))
+    return _Rung(method, mixture, k, share, log_mean, good)
 
 
 def _choose(rungs: list[_Rung]) -> tuple[Tensor, Tensor]:
     """Return each datum's rung, and whether any could be trusted: of those the most efficient."""
-    good = torch.stack([rung.good for rung in rungs])
     share = torch.stack([rung.share for rung in rungs])
+    good = torch.stack([rung.good for rung in rungs])
+    good &= ~_missed(torch.stack([rung.log_mean for rung in rungs]), share)
     return torch.where(good, share + 1, share).argmax(0), good.any(0)
+
+
+def _missed(log_mean: Tensor, share: Tensor) -> Tensor:
+    """Which pilots lie below another by more than their errors allow, boolean ``[R, B]``.
+
+    A proposal that never draws a mode has small weights, many of them effective, and a p̂
+    without that mode: p̂_i − p̂_j > 3 √(e_i² + e_j²), e² = p̂² (S/ESS − 1)/S.
+    """
+    mean = (log_mean - log_mean.amax(0)).exp().nan_to_num(nan=0.0)
+    variance = (mean.square() * (1 / share - 1).clamp(min=0) / PILOT).nan_to_num(0.0, 0.0, 0.0)
+    above = mean.unsqueeze(1) - mean.unsqueeze(0)  # [i, j, B]
+    error = (variance.unsqueeze(1) + variance.unsqueeze(0)).sqrt()
+    return (above > MISSED * error).any(0)
 
 
 def _estimate(
