@@ -39,14 +39,14 @@ from pyro_vae.terminal import (
     counting,
     digits_of,
     evaluation_table,
-    is_bound,
     paired_table,
     pareto_table,
 )
 
 # The estimates of log p(x), the most trusted first.
-LOG_PX = ("log_evidence", "log_likelihood_adaptive", "log_likelihood")
-NOTED = ("log_likelihood", "log_likelihood_adaptive", "bits_per_dim")
+EVIDENCE = ("log_evidence", "log_evidence_quadrature", "log_evidence_ais")
+LOG_PX = (*EVIDENCE, "log_likelihood_adaptive", "log_likelihood")
+NOTED = ("log_likelihood", "log_likelihood_adaptive", *EVIDENCE, "bits_per_dim")
 UNLIKE = "the two runs cannot be compared datum by datum: "
 
 
@@ -61,6 +61,8 @@ class Options:
     seed: int = 0
     adaptive: str | None = None
     """Which data are estimated again, ``flagged`` or ``all``."""
+    evidence: str | None = None
+    """By what else log p(x) is estimated: ``best``, ``exact``, ``quadrature`` or ``ais``."""
 
 
 class Subject(NamedTuple):
@@ -103,7 +105,7 @@ def evaluate_pair(
             differs; before any work.
     """
     a, b = (_subject(run, options) for run in (first, second))
-    shifts = _check_comparable(a, b)
+    shifts = _check_comparable(a, b, options)
     _check_place(out)
     found = [_score(console, a, options)]
     _show(console, a, found[0])
@@ -139,7 +141,7 @@ def _subject(run: Run, options: Options) -> Subject:
 def _score(console: Console, subject: Subject, options: Options) -> Evaluation:
     """Score a run and record it; an interruption leaves the record as it was."""
     run = subject.run
-    with _following(console, options) as (on_block, on_refine):
+    with _following(console, options) as (on_block, on_refine, on_evidence):
         evaluation = evaluate(
             run.model,
             run.guide,
@@ -147,6 +149,7 @@ def _score(console: Console, subject: Subject, options: Options) -> Evaluation:
             run.facts,
             num_samples=options.num_samples,
             adaptive=options.adaptive,
+            evidence=options.evidence,
             chunk_size=options.chunk_size,
             seed=options.seed,
             device=run.device,
@@ -155,6 +158,7 @@ def _score(console: Console, subject: Subject, options: Options) -> Evaluation:
             positions=subject.positions,
             on_block=on_block,
             on_refine=on_refine,
+            on_evidence=on_evidence,
         )
     entry = evaluation.to_json() | {"weights_hash": weights_hash(run.path, run.weights)}
     write_record(subject.record, replace_entry(read_record(subject.record), entry))
@@ -164,8 +168,8 @@ def _score(console: Console, subject: Subject, options: Options) -> Evaluation:
 @contextlib.contextmanager
 def _following(
     console: Console, options: Options
-) -> Iterator[tuple[Callable[[int, int], None], Callable[[int, int], None]]]:
-    """A bar for the blocks of IWAE-K, and in its place one for the data estimated again."""
+) -> Iterator[tuple[Callable[[int, int], None], ...]]:
+    """A bar for the blocks of IWAE-K, in its place one for data estimated again, one for AIS."""
     with contextlib.ExitStack() as stack:
         bars: dict[str, Callable[[int, int], None]] = {}
 
@@ -179,7 +183,8 @@ def _following(
             return show
 
         again = f"{options.adaptive} data again, steps"
-        yield follow(f"IWAE-{options.num_samples}, blocks"), follow(again)
+        titles = (f"IWAE-{options.num_samples}, blocks", again, "AIS, steps")
+        yield tuple(map(follow, titles))
 
 
 def _show(console: Console, subject: Subject, evaluation: Evaluation) -> None:
@@ -194,7 +199,8 @@ def _show(console: Console, subject: Subject, evaluation: Evaluation) -> None:
         _say(console, _pareto_line(evaluation.pareto_k, len(subject.split)))
         if evaluation.pareto_k["worst"]:
             _print(console, pareto_table(evaluation.pareto_k["worst"]))
-    errors = "errors over draws of z and" if is_bound(estimates) else "error"
+    drawn = any(estimate.standard_error is not None for estimate in estimates.values())
+    errors = "errors over draws of z and" if drawn else "error"
     _say(console, f"± standard {errors} over data; {subject.record}")
     for path in _draw(subject, evaluation):
         _say(console, str(path))
@@ -236,8 +242,11 @@ def _curve_figure(evaluation: Evaluation) -> Figure | None:
     result = evaluation.result
     if result is None or result.num_samples == 1:
         return None
-    exact = evaluation.estimates.get("log_evidence")
-    truth = Truth("exact", exact.value, 0.0) if exact else None
+    truth = None
+    for name, method in zip(EVIDENCE, ("exact", "quadrature", "AIS"), strict=True):
+        known = evaluation.estimates.get(name)
+        if known is not None and truth is None:
+            truth = Truth(method, known.value, known.standard_error or 0.0)
     return bound_curve(result.curve, last_error=result.mean_monte_carlo_error, truth=truth)
 
 
@@ -261,16 +270,17 @@ def _pareto_figure(subject: Subject, evaluation: Evaluation) -> Figure | None:
     )
 
 
-def _check_comparable(a: Subject, b: Subject) -> tuple[float, float]:
+def _check_comparable(a: Subject, b: Subject, options: Options) -> tuple[float, float]:
     """Refuse what has no difference; return what to add to the nats of each side.
 
     log P(level) ≥ E log p((level + u)/n) − D log n: a dequantized density beside a mass on the
     same levels is brought to levels, as a lower bound.
     """
     for each in (a, b):
-        if not getattr(each.run.guide, "has_bound", True):
+        if not getattr(each.run.guide, "has_bound", True) and options.evidence is None:
             raise InputError(
-                f"the guide of '{each.run.path}' is a point, which has no estimate of log p(x)"
+                f"the guide of '{each.run.path}' is a point, which has no estimate of log p(x) but "
+                "from the prior; give --evidence ais"
             )
     kinds = {a.scored.kind: a, b.scored.kind: b}
     mixed = kinds.keys() == {"levels", "dequantized"}
@@ -328,7 +338,7 @@ def _verdict(
     found = differences[name]
     title = f"IWAE-{options.num_samples}" if name == "log_likelihood" else TITLES[name]
     lines = [f"{title}: {_conclusion(found)}"]
-    if found.may_be_the_guides:
+    if found.may_be_the_guides and name not in EVIDENCE:
         lines.append(_guides(found, options))
     for side, shift in zip("AB", shifts, strict=True):
         if shift:

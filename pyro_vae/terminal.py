@@ -52,6 +52,8 @@ TITLES = {
     "log_likelihood": "log p(x)",
     "log_likelihood_adaptive": "log p(x), adaptive",
     "log_evidence": "log p(x), exact",
+    "log_evidence_quadrature": "log p(x), quadrature",
+    "log_evidence_ais": "log p(x), AIS",
     "bits_per_dim": "bits/dim",
 }
 POINT = "log p(x|z(x))"  # the reconstruction of a guide that is a point
@@ -161,12 +163,14 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     table = _table()
     table.add_column("", no_wrap=True)
     headings = ["estimate", "± draws", "± data", "bias"]
-    shown = [0, 1, 2, 3] if is_bound(evaluation.estimates) else [0, 2]
+    only_a_point = evaluation.estimates.keys() == {"reconstruction"}
+    shown = [0, 2] if only_a_point else [0, 1, 2, 3]
     for i in shown:
         table.add_column(headings[i], justify="right", no_wrap=True)
     table.add_column("unit", no_wrap=True)
     for name, estimate in evaluation.estimates.items():
-        title = TITLES.get(name, name) if is_bound(evaluation.estimates) else POINT
+        is_point = name == "reconstruction" and not is_bound(evaluation.estimates)
+        title = POINT if is_point else TITLES.get(name, name)
         if name == "log_likelihood":
             title += f", IWAE-{evaluation.protocol['num_samples']}"
         texts = cells(estimate)

@@ -353,3 +353,28 @@ def test_an_interruption_leaves_whole_records(place, monkeypatch):
     assert len(entries(place / "one")) == 1
     assert entries(place / "two") == before
     assert not (place / "pair.json").exists()
+
+
+def test_evidence_by_other_means_is_printed_and_recorded(place):
+    """A point has no IWAE; AIS from the prior needs no guide."""
+    few = ["--count", 4, "--device", "cpu", "-K", 60]
+    out = succeed("evaluate", "point", *few, "--evidence", "ais", cwd=place)
+    assert "log p(x), AIS" in out
+    assert "log p(x|z(x))" in out
+    assert "annealed importance sampling from the prior, a lower bound" in out
+    (entry,) = entries(place / "point")
+    assert entry["estimates"].keys() == {"reconstruction", "log_evidence_ais"}
+    assert read_record(place / "point" / "evaluation" / "test.json") == [entry]
+    out = succeed("evaluate", "one", *few, "--evidence", "best", cwd=place)
+    assert "log p(x), quadrature" in out
+    assert "IWAE-60" in out
+    line = refuse("evaluate", "one", *few, "--evidence", "exact", cwd=place)
+    assert "not known in closed form" in line
+
+
+def test_points_are_compared_by_evidence_from_the_prior(place):
+    few = ["--count", 4, "--device", "cpu", "-K", 60]
+    line = refuse("evaluate", "point", "one", *few, cwd=place)
+    assert "give --evidence ais" in line
+    out = succeed("evaluate", "point", "one", *few, "--evidence", "quadrature", cwd=place)
+    assert "log p(x), quadrature: " in out

@@ -15,6 +15,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -141,7 +142,8 @@ def latent_space(model: Program, x: Tensor) -> LatentSpace:
         name: torch.Size(transforms[name].inverse_shape(site["fn"].event_shape))
         for name, site in run.latent.items()
     }
-    dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    # That of the programs' own draws, whatever that of x is.
+    dtype = reduce(torch.promote_types, (site["value"].dtype for site in run.latent.values()))
     constrained = {n: t for n, t in transforms.items() if t is not identity_transform}
     return LatentSpace(shapes, dtype, constrained)
 

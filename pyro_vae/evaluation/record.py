@@ -20,6 +20,8 @@ Entry = dict[str, Any]
 _PLACE = ("device", "versions")
 # What every entry has: a bound and its parts, or of a point the last alone.
 _BOUND = {"elbo", "kl", "log_likelihood", "reconstruction"}
+# And what it may have beside it.
+_OF_A_POINT = {"reconstruction", "log_evidence", "log_evidence_quadrature", "log_evidence_ais"}
 
 
 def read_record(path: Path) -> list[Entry]:
@@ -105,7 +107,7 @@ def _is_entry(entry: Any) -> bool:
     return (
         isinstance(protocol, dict)
         and "reconstruction" in estimates
-        and (len(estimates) == 1 or estimates.keys() >= _BOUND)
+        and (estimates.keys() <= _OF_A_POINT or estimates.keys() >= _BOUND)
         and all(map(_is_estimate, estimates.values()))
         and (units is None or _is_units(units))
         and ("pareto_k" not in entry or _is_pareto(entry["pareto_k"]))

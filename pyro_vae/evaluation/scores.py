@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_vae.data import Split
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.adaptive import Refined, refine
+from pyro_vae.evaluation.evidence import LogEvidence, log_evidence
 from pyro_vae.evaluation.importance import (
     LARGEST_ERROR,
     LARGEST_SHAPE,
@@ -31,6 +32,8 @@ from pyro_vae.standard_error import standard_error_of_mean
 WORST = 6
 # Which data ``refine`` estimates anew.
 ADAPTIVE = ("flagged", "all")
+# By what ``log_evidence`` estimates log p(x).
+EVIDENCE = ("best", "exact", "quadrature", "ais")
 # What it calls a datum's method, in words.
 METHODS = {
     "iwae": "IWAE",
@@ -103,6 +106,7 @@ def evaluate(
     *,
     num_samples: int = 5000,
     adaptive: str | None = None,
+    evidence: str | None = None,
     chunk_size: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -111,6 +115,7 @@ def evaluate(
     positions: Sequence[int] | None = None,
     on_block: Callable[[int, int], None] = lambda done, total: None,
     on_refine: Callable[[int, int], None] = lambda done, total: None,
+    on_evidence: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Score a pair on a split: ELBO, its two terms, IWAE-K and bits/dim where it applies.
 
@@ -128,15 +133,17 @@ def evaluate(
         num_samples: K of IWAE-K.
         adaptive: which data to estimate again, those that k̂ ``flagged`` or ``all``, see
             ``refine``; the estimate ``log_likelihood_adaptive`` stands beside IWAE-K.
+        evidence: by what to estimate log p(x) beside IWAE-K: ``quadrature``, ``ais``, from the
+            prior and so for a point too, ``exact``, or ``best`` of these, see ``log_evidence``.
         chunk_size, seed, on_block: as for ``log_likelihood``.
         device, dtype: where the data are put, and in what precision.
         data_protocol: what to record of the data; see ``DataSplits.protocol``.
         positions: what the data are called where they are listed; None counts from 0.
-        on_refine: told (steps done, steps in all) of the second estimate.
+        on_refine, on_evidence: told (steps done, steps in all) of these estimates.
 
     Raises:
-        InputError: what ``log_likelihood`` refuses; ``adaptive`` for a point or K = 1, or another
-            than these.
+        InputError: what ``log_likelihood`` and ``log_evidence`` refuse; ``adaptive`` for a
+            point or K = 1, or another than these.
     """
     has_bound = getattr(guide, "has_bound", True)
     if adaptive not in (None, *ADAPTIVE):
@@ -146,6 +153,8 @@ def evaluate(
             "--adaptive estimates log p(x) again after k̂ of its draws, and "
             + ("one draw has none; give K above 1" if has_bound else "a point has no draws")
         )
+    if evidence not in (None, *EVIDENCE):
+        raise InputError(f"evidence must be one of {', '.join(EVIDENCE)} or None, got {evidence!r}")
     x = split.scored().to(device, dtype)
     protocol = {
         **(data_protocol or {}),
@@ -157,9 +166,20 @@ def evaluate(
         "device": torch.device(device).type,
         "versions": versions(),
     }
+    found = None
+    if evidence:
+        protocol["evidence"] = evidence
+        method = None if evidence == "best" else evidence
+        found = log_evidence(
+            model, None, x, method=method, seed=seed, chunk_size=chunk_size, on_step=on_evidence
+        )
     if not has_bound:
-        reconstruction = _exact(_reconstruction(model, guide, x, chunk_size), facts)
-        return Evaluation({"reconstruction": reconstruction}, protocol)
+        estimates = {"reconstruction": _exact(_reconstruction(model, guide, x, chunk_size), facts)}
+        per_datum = {}
+        if found is not None:
+            estimates[_name_of(found)] = _evidence(found, facts)
+            per_datum[_name_of(found)] = _evidence_per_datum(found)
+        return Evaluation(estimates, protocol, per_datum=per_datum)
     result = log_likelihood(
         model, guide, x, num_samples, chunk_size=chunk_size, seed=seed, on_block=on_block
     )
@@ -194,6 +214,9 @@ def evaluate(
             refined.flagged,
             refined.understated,
         )
+    if found is not None and found.method != "exact":
+        estimates[_name_of(found)] = _evidence(found, facts)
+        per_datum[_name_of(found)] = _evidence_per_datum(found)
     if hasattr(model, "log_evidence"):
         with torch.no_grad():
             per_datum["log_evidence"] = PerDatum(model.log_evidence(x).double())
@@ -350,6 +373,40 @@ def _adaptive(refined: Refined, adaptive: str, facts: Facts) -> Estimate:
         note=note + (": their error and bias are lower limits" if remaining else ""),
         understated=bool((refined.flagged | refined.understated).any()),
     )
+
+
+def _name_of(found: LogEvidence) -> str:
+    return "log_evidence" if found.method == "exact" else f"log_evidence_{found.method}"
+
+
+def _evidence(found: LogEvidence, facts: Facts) -> Estimate:
+    if found.method == "exact":
+        return _exact(found.log_px, facts)
+    untrusted = int((~found.trusted).sum())
+    count = len(found.log_px)
+    if found.method == "ais":
+        note = "annealed importance sampling from the prior, a lower bound in expectation"
+        mark = "have so few effective chains that error and bias are lower limits"
+    else:
+        note = "adaptive quadrature, its error its own estimate, added over the data"
+        mark = "have not converged"
+    if untrusted:
+        note += f"; {untrusted} of {count} data {mark}"
+    return Estimate(
+        value=found.mean,
+        standard_error=found.mean_error,
+        data_standard_error=standard_error_of_mean(found.log_px, facts.ordered),
+        count=count,
+        bias=float(found.bias.mean()) if found.method == "ais" else None,
+        note=note if found.note is None else f"{note}; {found.note}",
+        understated=untrusted > 0,
+    )
+
+
+def _evidence_per_datum(found: LogEvidence) -> PerDatum:
+    if found.method == "exact":
+        return PerDatum(found.log_px)
+    return PerDatum(found.log_px, found.error, found.bias, ~found.trusted, ~found.trusted)
 
 
 def _mean_error(errors: Tensor) -> float | None:

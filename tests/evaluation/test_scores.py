@@ -303,3 +303,40 @@ def test_a_point_is_scored_by_its_reconstruction_alone(digits):
         assert evaluation.protocol["num_samples"] == 1
     with pytest.raises(InputError, match=r"latent site 'z' of the guide is a Delta.*no IWAE"):
         log_likelihood(model, guide, digits.scored(), 10)
+
+
+def test_evidence_by_other_means_stands_beside_iwae(linear_gaussian, digits):
+    """Quadrature and AIS of six data against the closed form; the protocol tells them apart."""
+    model, guide = _programs(linear_gaussian)
+    few = digits.subset(6)
+    exact = linear_gaussian.log_evidence(few.scored().flatten(1)[:, 20:25].double())
+    for method in ("quadrature", "ais"):
+        found = evaluate(model, guide, few, FACTS, num_samples=50, evidence=method)
+        estimate = found.estimates[f"log_evidence_{method}"]
+        error = estimate.standard_error - (estimate.bias or 0.0)
+        assert abs(estimate.value - float(exact.mean())) < 4 * error
+        assert 0 < estimate.standard_error < 0.1
+        assert estimate.data_standard_error == pytest.approx(float(exact.std()) / 6**0.5, rel=0.05)
+        assert found.protocol["evidence"] == method
+        assert (estimate.bias is None) == (method == "quadrature")
+        per_datum = found.per_datum[f"log_evidence_{method}"]
+        assert float((per_datum.log_px - exact).abs().max()) < 0.5
+    assert found.estimates["log_likelihood"].value != estimate.value
+    with pytest.raises(InputError, match="evidence must be one of best, exact, quadrature, ais"):
+        evaluate(model, guide, few, FACTS, num_samples=50, evidence="iwae")
+
+
+def test_a_point_has_evidence_from_the_prior(digits):
+    config = Config(
+        model="linear_gaussian", guide="delta", likelihood="normal", latent_dim=2, dtype="float64"
+    )
+    torch.manual_seed(0)
+    model, guide = build_pair(config, DIGITS)
+    few = digits.subset(4)
+    given = {"dtype": torch.float64}
+    exact = evaluate(model, guide, few, DIGITS, evidence="best", **given).estimates["log_evidence"]
+    found = evaluate(model, guide, few, DIGITS, evidence="ais", **given).estimates
+    assert found.keys() == {"reconstruction", "log_evidence_ais"}
+    estimate = found["log_evidence_ais"]
+    assert exact.standard_error is None
+    assert abs(estimate.value - exact.value) < 4 * estimate.standard_error - estimate.bias
