@@ -346,6 +346,15 @@ def evaluate_command(
             "--adaptive-all", help="All data again: k̂ is blind to a mode that q never draws."
         ),
     ] = False,
+    evidence: Annotated[
+        str | None,
+        typer.Option(
+            "--evidence",
+            help="log p(x) by other means too: best, exact, quadrature, ais. AIS takes seconds a "
+            "datum; it needs no guide. See --count.",
+            show_default="none",
+        ),
+    ] = None,
     count: Annotated[
         int | None, typer.Option(help="Score a random subset of so many data, by a fixed seed.")
     ] = None,
@@ -380,6 +389,7 @@ def evaluate_command(
     options = EvaluateOptions(
         split=split, num_samples=num_samples, count=count, chunk_size=chunk_size, seed=seed,
         adaptive="all" if adaptive_all else "flagged" if adaptive else None,
+        evidence=evidence,
     )  # fmt: skip
     loaded = [
         load_run(run, allow_code=allow_code, device=device, weights=weights, data_root=data_root)
