@@ -96,7 +96,7 @@ def _list(name: str, text: str) -> Any:
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 SplitOption = Annotated[str, typer.Option("--split", help="train, valid or test.")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the draws.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the draws.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 DataRootOption = Annotated[
     str | None,
@@ -482,7 +482,7 @@ def diagnose(
         str | None,
         typer.Option(
             "--only",
-            help="gap, reliability, latents, calibration, checks, space: some of them.",
+            help="gap, bounds, reliability, latents, calibration, checks, space: some of them.",
             show_default="all",
         ),
     ] = None,
@@ -521,6 +521,7 @@ def diagnose(
     """Where the ELBO loses log p(x), what the latents carry, whether the model fits.
 
     [bold]gap[/]: log p(x) − ELBO, what the guide's family costs and what its encoder.
+    [bold]bounds[/]: how far AIS may fall short of log p(x), on data drawn from the model.
     [bold]reliability[/]: k̂ of IWAE-K.
     [bold]latents[/]: rate, mutual information, KL a dimension, collapse.
     [bold]calibration[/]: of q, on data drawn from the model.
@@ -531,7 +532,7 @@ def diagnose(
 
     Writes diagnosis.json and figures; both hold the parts of the last call.
     """
-    parts = chosen_parts(only, skip)
+    parts, asked = chosen_parts(only, skip), only is not None
     settings = DiagnosisSettings(
         count=count, gap_count=gap_count, num_samples=num_samples, num_chains=num_chains,
         num_temperatures=num_temperatures, seed=seed,
@@ -545,14 +546,14 @@ def diagnose(
             program, data, seed=seed, device=device, data_root=data_root
         ) as subject:
             folder = out or _next_folder(Path("runs"), "diagnose")
-            diagnose_subject(console, subject, folder, settings, parts)
+            diagnose_subject(console, subject, folder, settings, parts, asked)
         return
     if program is not None or data is not None:
         raise InputError("--program and --data go without a run folder, which has its own")
     subject = run_to_diagnose(
         run, weights=weights, device=device, data_root=data_root, allow_code=allow_code
     )
-    diagnose_subject(console, subject, out or run, settings, parts)
+    diagnose_subject(console, subject, out or run, settings, parts, asked)
 
 
 @app.command(rich_help_panel="Draw")

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pyro_vae.comparison.rows import Check, Comparison, GradientRow, ValueRow
-from pyro_vae.terminal import digits_of, error_text
+from pyro_vae.digits import digits_of, error_text
 from pyro_vae.textbook_table import TextbookRow
 
 NOT_A_BOUND = "‡"

@@ -42,6 +42,7 @@ NUM_WORST = 6  # images, as many as the figure has room for
 NUM_DRAWS = 4000  # of q(z) and of p(z), in a figure
 TITLES_OF_PARTS = {
     "gap": "gap",
+    "bounds": "bounds, AIS",
     "reliability": "k̂, blocks",
     "latents": "latents",
     "calibration": "calibration",
@@ -50,6 +51,7 @@ TITLES_OF_PARTS = {
 }
 _FIGURES = {
     "gap": ["gap.png"],
+    "bounds": [],
     "reliability": ["reliability.png"],
     "latents": ["kl_per_dim.png"],
     "calibration": [],
@@ -118,7 +120,7 @@ def chosen_parts(only: str | None, skip: str | None) -> tuple[str, ...]:
         >>> chosen_parts("latents, gap", None)
         ('gap', 'latents')
         >>> chosen_parts(None, "gap,calibration,checks,space")
-        ('reliability', 'latents')
+        ('bounds', 'reliability', 'latents')
     """
     kept = PARTS if only is None else check_parts(_words(only))
     skipped = () if skip is None else check_parts(_words(skip))
@@ -126,9 +128,16 @@ def chosen_parts(only: str | None, skip: str | None) -> tuple[str, ...]:
 
 
 def diagnose_subject(
-    console: Console, subject: Subject, out: Path, settings: Settings, parts: Sequence[str]
+    console: Console,
+    subject: Subject,
+    out: Path,
+    settings: Settings,
+    parts: Sequence[str],
+    asked: bool = True,
 ) -> None:
     """Diagnose, print and write to ``out``: after each part the record, then its figure.
+
+    ``asked`` is whether the parts were named, see ``diagnose``.
 
     Raises:
         InputError: the folder cannot be written.
@@ -146,6 +155,7 @@ def diagnose_subject(
             subject.facts,
             settings,
             parts=parts,
+            asked=asked,
             device=subject.device,
             dtype=subject.dtype,
             protocol=subject.protocol,
@@ -234,6 +244,8 @@ def _check_place(out: Path) -> None:
 def _report(part: str, diagnosis: Diagnosis, width: int) -> tables.Report:
     if part == "gap":
         return tables.gap_report(diagnosis.gaps, width)
+    if part == "bounds" and diagnosis.bounds is not None:
+        return tables.bounds_report(diagnosis.bounds, width)
     if part == "reliability" and diagnosis.reliability is not None:
         return tables.reliability_report(diagnosis.reliability, width)
     if part == "latents" and diagnosis.latents is not None:

@@ -106,7 +106,9 @@ def kl_per_dim(use: LatentUse) -> Figure:
     step = max(1, math.ceil(len(kl) / 25))
     axes.set_xticks(places[::step], [str(d) for d in order[::step]])
     axes.set_xlim(-0.6, len(kl) - 0.4)
-    axes.set_xlabel("latent dimension, sorted" + ("" if step == 1 else f"; every {step}th named"))
+    axes.set_xlabel(
+        f"dimension of {use.site}, sorted" + ("" if step == 1 else f"; every {step}th named")
+    )
     axes.set_ylabel("KL(q(z_d|x) ‖ p(z_d)), nats per datum", parse_math=False)
     set_title(axes, f"What each latent dimension carries, {use.rate.count:,} data")
     plain_axes(axes)

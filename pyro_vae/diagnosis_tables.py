@@ -3,6 +3,7 @@
 __all__ = [
     "Report",
     "gap_report",
+    "bounds_report",
     "reliability_report",
     "latents_report",
     "calibration_report",
@@ -27,9 +28,11 @@ from pyro_vae.diagnosis.rows import (
     PredictiveCheck,
     Probe,
     Reliability,
+    SimulatedBounds,
 )
+from pyro_vae.digits import at_least, digits_of, error_text
 from pyro_vae.evaluation.scores import Estimate
-from pyro_vae.terminal import at_least, cells, digits_of, error_text
+from pyro_vae.terminal import cells
 
 SHOWN = 10  # rows of a list that may be long; figures and diagnosis.json hold all
 _LEAST_LABEL = 16  # letters that a label is folded to at most
@@ -82,6 +85,36 @@ def gap_report(gaps: Sequence[Gap], width: int) -> Report:
             )
     notes += [f"{gap.split}: {gap.note}" for gap in gaps if gap.note]
     return Report(tables, list(dict.fromkeys(notes)))
+
+
+def bounds_report(bounds: SimulatedBounds, width: int) -> Report:
+    """log p(x) of simulated data from both sides, and how far AIS may fall short."""
+    rows = {
+        "lower, forward AIS": cells(bounds.lower)[:3],
+        "upper, reverse AIS": cells(bounds.upper)[:3],
+        "upper − lower": cells(bounds.gap)[:3],
+    }
+    title = f"Bounds on log p(x) of simulated data, nats/datum{_counted(bounds.gap)}"
+    path = f"AIS: {bounds.num_chains} chains each way × {bounds.num_temperatures} temperatures"
+    if math.isfinite(bounds.acceptance):
+        path += f", acceptance {100 * bounds.acceptance:.0f} %"
+    kept = "± data: over data, chains included"
+    errors = f"± draws: standard error over chains, the data held fixed; {kept}"
+    notes = [errors, path, _shortfall(bounds.gap), bounds.note]
+    return Report([_table(title, "", list(rows), _columns(rows), width)], notes)
+
+
+def _shortfall(gap: Estimate) -> str:
+    """What upper − lower says of AIS, whose error decides."""
+    value, error = _with_error(gap)
+    twice = math.nan if gap.data_standard_error is None else 2 * gap.data_standard_error
+    if gap.value > twice:
+        return f"AIS may understate log p(x) of such data by up to {value} ± {error} nats/datum"
+    if gap.value < -twice:
+        return "upper − lower is at least 0 in expectation: below it by chance, or too few data"
+    if abs(gap.value) <= twice:
+        return f"upper − lower is within two errors of 0, {value} ± {error}: no shortfall is seen"
+    return "upper − lower has no error: nothing can be said of how far AIS falls short"
 
 
 def reliability_report(reliability: Reliability, width: int) -> Report:
@@ -217,7 +250,10 @@ def space_report(space: LatentSpaceReport, width: int) -> Report:
     if space.region is not None:
         share = "" if space.posterior_share is None else f"; of q(z) {space.posterior_share:.2f}"
         notes.append(f"near q(z): {space.region}{share}")
-        notes.append("its ± draws: of prior draws alone; ± data: of the region's edge too")
+        notes.append(
+            "its ± draws: of draws of the prior and of q, and of subsets of the data; ± data: over "
+            "held-out data too"
+        )
     if space.segments is not None:
         notes.append(f"steps and paths of the decoder's mean: {space.segments}; 1 is a steady walk")
     if space.probes:
@@ -286,7 +322,7 @@ def _dimension_tables(use: LatentUse, width: int) -> list[Table]:
         columns |= {"KL, nats": [value for value, _ in pairs], "±": [e for _, e in pairs]}
     if use.activity:
         columns["activity"] = [error_text(use.activity[d], 4) for d in order]
-    labels = [f"z[{d}]" for d in order]
+    labels = [f"{use.site}[{d}]" for d in order]
     return [_table("Each latent dimension", "", labels, columns, width)]
 
 

@@ -22,6 +22,7 @@ from pyro_vae.comparability import Scored, describe, levels_hash
 from pyro_vae.comparison.rows import Truth
 from pyro_vae.data import Split
 from pyro_vae.data.noise import permutation
+from pyro_vae.digits import digits_of
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import Evaluation, evaluate
 from pyro_vae.evaluation.paired import (
@@ -37,7 +38,6 @@ from pyro_vae.runs import Run
 from pyro_vae.terminal import (
     TITLES,
     counting,
-    digits_of,
     evaluation_table,
     paired_table,
     pareto_table,

@@ -33,6 +33,7 @@ from pyro_vae.tiles import (
 )
 
 _COLUMNS = 3  # of the images
+_MOST_IMAGES = 6  # for which there is room
 
 
 def bound_curve(
@@ -104,7 +105,8 @@ def pareto_k_over_data(
         values: k̂ ``[N]``; −∞ (constant weights) and NaN (not known) are counted, not drawn.
         threshold: above it a datum's estimate cannot be trusted.
         positions: where each datum stands in its split; by default 0 … N−1.
-        worst: which of the N are shown as images, counted from 0, the largest k̂ first.
+        worst: which of the N are shown as images, counted from 0, the largest k̂ first; of more
+            than six the first six.
         images: those data, ``[len(worst), H, W]`` or ``[len(worst), C, H, W]``; None draws none.
         vmin, vmax: black and white, by default the smallest and largest value drawn.
 
@@ -118,6 +120,7 @@ def pareto_k_over_data(
     tiles = None if images is None or not len(worst) else as_tiles(images, "images", "N")
     if tiles is not None and len(tiles) != len(worst):
         raise InputError(f"Expected {len(worst)} images, one a datum shown; got {len(tiles)}")
+    worst, tiles = worst[:_MOST_IMAGES], None if tiles is None else tiles[:_MOST_IMAGES]
     width = 0.87 if tiles is None else 0.565
     figure = new_figure(8, 4.2)
     axes = figure.add_axes((0.085, 0.13, width, 0.67))

@@ -37,6 +37,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pyro_vae.components import PACKAGES
+from pyro_vae.digits import at_least, digits_of, error_text
 from pyro_vae.evaluation.paired import PairedDifference
 from pyro_vae.evaluation.scores import Estimate, Evaluation
 from pyro_vae.training import Trainer
@@ -234,28 +235,6 @@ def cells(estimate: Estimate) -> list[str]:
         texts[1] = at_least(texts[1])
         texts[3] = at_least(texts[3], "≤" if (estimate.bias or 0) < 0 else "≥")
     return texts
-
-
-def error_text(error: float | None, digits: int) -> str:
-    """An error to so many digits; one that is not 0 is never shown as 0."""
-    if error is None:
-        return "–"
-    text, least = f"{error:.{digits}f}", f"{10.0**-digits:.{digits}f}"
-    if error != 0 and float(text) == 0:
-        return f"<{least}" if error > 0 else f">-{least}"
-    return text
-
-
-def at_least(text: str, mark: str = "≥") -> str:
-    """Mark an error as a limit of what it is, where there is one."""
-    return text if text[0] in "–<>" else mark + text
-
-
-def digits_of(errors: Sequence[float | None]) -> int:
-    """Digits down to the second of the smallest error; one below 1/1000 of another is as none."""
-    known = [abs(error) for error in errors if error]
-    known = [error for error in known if error >= 1e-3 * max(known)]
-    return min(6, max(2, 1 - math.floor(math.log10(min(known))))) if known else 4
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ from pyro_vae.diagnosis.diagnose import PARTS, Settings
 from pyro_vae.diagnosis.record import read_diagnosis
 from pyro_vae.diagnosis.rows import Reliability
 from pyro_vae.errors import InputError
+from pyro_vae.evaluation.simulation import simulate
+from pyro_vae.seeding import derive_seed
 
 TRAIN = [
     "train", "--encoder", "mlp(hidden=(16,))", "--latent-dim", "2", "--epochs", "2",
@@ -118,7 +120,10 @@ def test_a_run_is_diagnosed_printed_recorded_and_drawn(run, tmp_path):
     before = files(run)
     out = succeed("diagnose", run, *FEW, cwd=tmp_path)
     diagnosis = read_diagnosis(run / "diagnosis.json")
-    assert diagnosis.notes == []
+    assert diagnosis.notes == [
+        "bounds: not needed, log p(x) is known in closed form; --only bounds does them anyway"
+    ]
+    assert diagnosis.notes[0] in out.splitlines()
     loaded = load_run(run)
     for gap, split in zip(diagnosis.gaps, (loaded.data.train, loaded.data.test), strict=True):
         x = split.subset(4).scored()
@@ -157,6 +162,25 @@ def test_a_run_is_diagnosed_printed_recorded_and_drawn(run, tmp_path):
     for name in written - {"diagnosis.json"}:
         assert_picture(run / name)
         assert name in lines[-1]
+
+
+def test_bounds_are_done_where_asked_for_and_where_ais_is_needed(run, place, tmp_path):
+    """Of probabilistic PCA they enclose the exact mean of the same data, seed 0."""
+    few = [*FEW, "--num-chains", 4, "--num-temperatures", 5]
+    out = succeed("diagnose", run, *few, "--only", "bounds", cwd=tmp_path)
+    bounds = read_diagnosis(run / "diagnosis.json").bounds
+    assert (bounds.num_chains, bounds.num_temperatures, bounds.gap.count) == (4, 5, 20)
+    assert "Bounds on log p(x) of simulated data" in out
+    assert "4 chains each way × 5 temperatures" in out
+    model = load_run(run).model
+    x = simulate(model, torch.zeros(20, 8, 8), derive_seed(0, "bidirectional")).x
+    with torch.no_grad():
+        exact = model.log_evidence(x).double().mean()
+    assert bounds.lower.value < float(exact) < bounds.upper.value
+    skipping = ",".join(part for part in PARTS if part != "bounds")
+    out = succeed("diagnose", run, *few, "--skip", skipping, cwd=tmp_path)
+    assert read_diagnosis(run / "diagnosis.json").bounds is None
+    assert "bounds: not needed" in out
 
 
 def test_parts_alone_remove_the_figures_of_the_others(run, tmp_path):
@@ -263,7 +287,7 @@ def test_an_interruption_leaves_no_figure_of_an_earlier_diagnosis(run, tmp_path,
         (["run", "--only", "gap", "--skip", "gap"], "no part is left"),
         (["run", "--only", ""], "no part is left"),
         (["run", "--count", "1"], "--count"),
-        (["run", "--seed", 2**63], "seed must be from 0"),
+        (["run", "--seed", 2**63], "--seed"),
         (["run", "--out", "mine.py"], "cannot write to 'mine.py': 'mine.py' is no folder"),
         (["run", "--out", "mine.py/o"], "cannot write to 'mine.py/o': 'mine.py' is no folder"),
         (["run", "--num-chains", "1"], "--num-chains"),
@@ -290,6 +314,12 @@ def test_a_figure_that_cannot_be_written_is_one_line(run, tmp_path):
     assert "cannot write the figure" in result.err
 
 
+@pytest.mark.parametrize("command", ["sample", "reconstruct", "evaluate", "diagnose"])
+def test_a_seed_that_is_none_is_one_line(place, command):
+    for seed in (2**63, -1):
+        assert "--seed" in refuse(command, "run", "--device", "cpu", "--seed", seed, cwd=place)
+
+
 def test_the_worst_data_stand_whole_in_their_figure(place):
     subject = run_subject(
         place / "run", weights="best", device="cpu", data_root=None, allow_code=False
@@ -308,7 +338,9 @@ def test_the_worst_data_stand_whole_in_their_figure(place):
 def test_parts_chosen():
     assert chosen_parts(None, None) == PARTS
     assert chosen_parts("space, gap", None) == ("gap", "space")
-    assert chosen_parts(None, "gap,calibration") == ("reliability", "latents", "checks", "space")
+    assert chosen_parts(None, "gap,calibration") == (
+        "bounds", "reliability", "latents", "checks", "space"
+    )  # fmt: skip
     with pytest.raises(InputError, match="no part is left"):
         chosen_parts("gap", "gap")
 

@@ -16,8 +16,10 @@ from pyro_vae.diagnosis.rows import (
     PredictiveCheck,
     Probe,
     Reliability,
+    SimulatedBounds,
 )
 from pyro_vae.diagnosis_tables import (
+    bounds_report,
     calibration_report,
     checks_report,
     gap_report,
@@ -25,6 +27,7 @@ from pyro_vae.diagnosis_tables import (
     reliability_report,
     space_report,
 )
+from pyro_vae.evaluation.bidirectional import NOTE
 from pyro_vae.evaluation.scores import Estimate
 
 
@@ -76,7 +79,12 @@ SPACE = LatentSpaceReport(
     ],
     ["one component of the prior is never used"],
 )  # fmt: skip
+BOUNDS = SimulatedBounds(
+    16, 400, estimate(-114.267, 0.068, 6.46, count=20), estimate(-113.853, None, 6.52, count=20),
+    estimate(0.414, None, 0.117, count=20), 0.741, NOTE,
+)  # fmt: skip
 REPORTS = {
+    "bounds": lambda width: bounds_report(BOUNDS, width),
     "gap": lambda width: gap_report(GAPS, width),
     "reliability": lambda width: reliability_report(RELIABILITY, width),
     "latents": lambda width: latents_report(USE, width),
@@ -145,6 +153,37 @@ def test_a_gap_that_is_not_split_has_no_parts():
         "amortization gap", "–", "–", "–", "4.334", "0.053", "0.330"
     ]  # fmt: skip
     assert gap_report([], 80) == ([], [])
+
+
+def test_bounds_of_simulated_data():
+    report = bounds_report(BOUNDS, 80)
+    text = text_of(report)
+    assert "simulated data, nats/datum, 20 data" in text
+    assert cells_of(text, "lower, forward AIS")[1:] == ["-114.267", "0.068", "6.460"]
+    assert cells_of(text, "upper, reverse AIS")[1:] == ["-113.85", "–", "6.52"]
+    assert cells_of(text, "upper − lower")[1:] == ["0.41", "–", "0.12"]
+    assert "AIS: 16 chains each way × 400 temperatures, acceptance 74 %" in report.notes
+    assert NOTE in report.notes
+    still = bounds_report(replace(BOUNDS, acceptance=math.nan), 80)
+    assert "AIS: 16 chains each way × 400 temperatures" in still.notes
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "sentence"),
+    [
+        (0.414, 0.117, "AIS may understate log p(x) of such data by up to 0.41 ± 0.12 nats/datum"),
+        (0.23, 0.117, "upper − lower is within two errors of 0, 0.23 ± 0.12: no shortfall is seen"),
+        (-0.23, 0.117, "upper − lower is within two errors of 0, -0.23 ± 0.12: no shortfall"),
+        (0.0, 0.0, "upper − lower is within two errors of 0, 0.0000 ± 0.0000: no shortfall"),
+        (-0.3, 0.117, "upper − lower is at least 0 in expectation: below it by chance"),
+        (0.4, None, "upper − lower has no error"),
+        (math.inf, math.nan, "upper − lower has no error"),
+    ],
+)
+def test_how_far_ais_may_fall_short(value, error, sentence):
+    found = bounds_report(replace(BOUNDS, gap=estimate(value, None, error, count=20)), 80)
+    assert found.notes[2].startswith(sentence)
+    assert ("may understate" in notes_of(found)) == ("may understate" in sentence)
 
 
 def test_the_worst_data_come_first():

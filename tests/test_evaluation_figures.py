@@ -145,6 +145,18 @@ def test_images_of_any_form_are_shown(shape):
     assert_readable(figure)
 
 
+def test_of_more_than_six_images_the_first_six_are_shown():
+    worst, images = list(range(19, 10, -1)), np.random.default_rng(0).random((9, 4, 4))
+    figure = pareto_k_over_data(np.linspace(0, 2, 20), 0.7, worst=worst, images=images)
+    axes, *tiles = figure.axes
+    shown = [int(tile.get_title().split()[1]) for tile in tiles]
+    assert shown == worst[:6]
+    assert sorted(place for place, _ in offsets(axes)[-1]) == worst[5::-1]
+    for tile in tiles:
+        assert tile.get_position().y0 > 0
+    assert_readable(figure)
+
+
 def test_without_images_the_points_have_the_page():
     figure = pareto_k_over_data(K_HAT, 0.7)
     assert len(figure.axes) == 1

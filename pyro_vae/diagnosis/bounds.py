@@ -4,12 +4,14 @@ __all__ = ["simulated_bounds"]
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from pyro_vae.diagnosis.rows import SimulatedBounds
 from pyro_vae.evaluation.bidirectional import bidirectional_monte_carlo
+from pyro_vae.evaluation.importance import LARGEST_ERROR
 from pyro_vae.evaluation.scores import Estimate
 from pyro_vae.execution import Program
 from pyro_vae.standard_error import standard_error_of_mean
@@ -51,7 +53,10 @@ def simulated_bounds(
     return SimulatedBounds(
         num_chains=num_chains,
         num_temperatures=num_temperatures,
-        lower=_estimate(found.lower, None if math.isnan(over_chains) else over_chains),
+        lower=replace(
+            _estimate(found.lower, None if math.isnan(over_chains) else over_chains),
+            understated=bool((~(found.lower_standard_error <= LARGEST_ERROR)).any()),
+        ),
         upper=_estimate(found.upper, None),
         gap=_estimate(found.gap, None),
         acceptance=float(found.acceptance.mean()),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_vae.data import Split
 from pyro_vae.data.noise import permutation
+from pyro_vae.diagnosis.bounds import simulated_bounds
 from pyro_vae.diagnosis.fit import predictive_checks
 from pyro_vae.diagnosis.gap import gap
 from pyro_vae.diagnosis.latents import latent_use
@@ -31,8 +32,14 @@ Watch = Callable[[str], AbstractContextManager[OnStep]]
 
 # Those that speak of q(z|x) as a distribution, which a guide that is a point is not.
 _NEED_A_BOUND = ("gap", "reliability", "latents", "calibration")
+NUM_SIMULATED = 20  # data of ``bounds``: each costs as much AIS as two of the gap
 _NEIGHBOURS = 10_000  # training data among which the nearest is looked for
 _POINT = "the guide is a point: it has no density, and with it no ELBO, no gap and no KL"
+
+_NOT_NEEDED = {
+    "exact": "not needed, log p(x) is known in closed form",
+    "quadrature": "not needed, log p(x) is known by quadrature",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Settings:
     num_samples: int = 1000
     """K of IWAE-K, whose k̂ are looked at."""
     num_chains: int = 16
-    """Of AIS, where log p(x) of the gap is from it."""
+    """Of AIS, where log p(x) of the gap is from it; of ``bounds``, so many each way."""
     num_temperatures: int = 400
     seed: int = 0
 
@@ -77,6 +84,7 @@ def diagnose(
     settings: Settings = Settings(),
     *,
     parts: Sequence[str] | None = None,
+    asked: bool | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     protocol: dict[str, Any] | None = None,
@@ -87,6 +95,7 @@ def diagnose(
 
     ======================  ==================================================================
     ``gap``                 log p(x) − ELBO on training and test data, and its two parts
+    ``bounds``              how far AIS may fall short of log p(x), on 20 data from the model
     ``reliability``         k̂ of IWAE-K on test data
     ``latents``             rate, distortion, mutual information, KL by dimension, collapse
     ``calibration``         of q(z|x), on data drawn from the model
@@ -102,6 +111,8 @@ def diagnose(
         facts: the data's measure.
         settings: sizes and the seed.
         parts: which of the above; None is all.
+        asked: whether the parts were named, so that ``bounds`` is done also where log p(x) is known
+            in closed form or by quadrature and AIS is not needed; None: where ``parts`` is given.
         device, dtype: where the data are put, and in what precision.
         protocol: what to record of the pair and the data.
         watch: ``with watch(part) as on_step`` is told (steps done, steps in all).
@@ -111,7 +122,8 @@ def diagnose(
         InputError: an unknown part.
     """
     chosen = check_parts(parts)
-    pair = _Pair(model, guide, train, test, facts, settings, torch.device(device), dtype)
+    asked = parts is not None if asked is None else asked
+    pair = _Pair(model, guide, train, test, facts, settings, torch.device(device), dtype, asked)
     diagnosis = Diagnosis([], None, None, None, [], None, [], {})
     diagnosis = replace(diagnosis, protocol=_protocol(pair, chosen, protocol or {}))
     for i, part in enumerate(chosen):
@@ -160,6 +172,7 @@ class _Pair:
     settings: Settings
     device: torch.device
     dtype: torch.dtype
+    asked: bool
 
     def x(self, split: Split, count: int | None = None) -> Tensor:
         return data_of(split, count or self.settings.count, self.device, self.dtype)
@@ -223,6 +236,28 @@ def _evidence_of(evidence: LogEvidence, index: slice) -> LogEvidence:
         bias=evidence.bias[index],
         trusted=evidence.trusted[index],
     )
+
+
+def _bounds(pair: _Pair, on_step: OnStep) -> dict[str, Any]:
+    """The AIS of the gap, on simulated data; passed over where the gap needs none."""
+    settings = pair.settings
+    one = pair.x(pair.test, 1)
+    if not pair.asked and (method := _method(pair, one)) != "ais":
+        return {"notes": [f"bounds: {_NOT_NEEDED[method]}; --only bounds does them anyway"]}
+    bounds = simulated_bounds(
+        pair.model,
+        one.expand(NUM_SIMULATED, *one.shape[1:]),
+        num_chains=settings.num_chains,
+        num_temperatures=settings.num_temperatures,
+        seed=settings.seed,
+        on_step=on_step,
+    )
+    return {"bounds": bounds}
+
+
+def _method(pair: _Pair, one: Tensor) -> str:
+    """What log p(x) is from, by the model alone: tried on one datum with the least of AIS."""
+    return log_evidence(pair.model, None, one, num_chains=2, num_temperatures=2).method
 
 
 def _reliability(pair: _Pair, on_step: OnStep) -> dict[str, Any]:
@@ -314,6 +349,7 @@ def _space(pair: _Pair, on_step: OnStep) -> dict[str, Any]:
 
 _PARTS: dict[str, Callable[[_Pair, OnStep], dict[str, Any]]] = {
     "gap": _gap,
+    "bounds": _bounds,
     "reliability": _reliability,
     "latents": _latents,
     "calibration": _calibration,

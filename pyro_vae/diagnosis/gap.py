@@ -43,6 +43,7 @@ def gap(
     num_steps: int = 400,
     num_particles: int = 8,
     learning_rate: float = 0.1,
+    second_start: bool = True,
     evidence: LogEvidence | None = None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Gap:
@@ -57,7 +58,8 @@ def gap(
     ``num_samples`` fresh draws a datum, those of q and q* under common noise: the error of the
     amortization gap is that of the paired difference. q* is only approached, so that
     the approximation gap is an upper limit and the amortization gap a lower one; ``residual``,
-    what the last half of the search gained, tells how near. Estimates of AIS fall short of
+    what the last half of the search gained, tells how near, but not of a better optimum
+    elsewhere: the second start finds some of these. Estimates of AIS fall short of
     log p(x), which makes total and approximation lower limits by its bias. Nothing is
     clipped at 0: a gap may be negative within its error.
 
@@ -73,7 +75,8 @@ def gap(
         ordered: whether neighbours are alike, as the frames of a video.
         seed: of all noise; torch's global random state is left as it was.
         num_samples: draws a datum for each ELBO, at least 2.
-        num_steps, num_particles, learning_rate: of the search, see ``best_outputs``.
+        num_steps, num_particles, learning_rate, second_start: of the search, see
+            ``best_outputs``.
         evidence: log p(x) of the same data; None is ``log_evidence(model, guide, x)``. IWAE,
             which understates it where q is bad, will not do.
         on_step: told (steps done, steps in all), of log p(x) and then of the search.
@@ -101,6 +104,7 @@ def gap(
             num_steps=num_steps,
             num_particles=num_particles,
             learning_rate=learning_rate,
+            second_start=second_start,
             seed=seed,
             on_step=on_step,
         )
@@ -116,7 +120,7 @@ def gap(
         best_elbo, amortization, gain = rest
         residual = _estimate(gain.mean, ordered, gain.error, note=RESIDUAL)
         approximation = _estimate(log_px - best_elbo.mean, ordered, best_elbo.error, error, **short)
-        reason = _unconverged(residual, approximation.value, num_steps)
+        reason = _unconverged(residual, approximation.value)
         split_of_it = {
             "best_elbo": _estimate(best_elbo.mean, ordered, best_elbo.error),
             "approximation": approximation,
@@ -188,13 +192,13 @@ def _error(evidence: LogEvidence) -> float | None:
     return None if evidence.method == "exact" else evidence.mean_error
 
 
-def _unconverged(residual: Estimate, approximation: float, num_steps: int) -> str | None:
+def _unconverged(residual: Estimate, approximation: float) -> str | None:
     """Of a large total the residual may be a trifle and still all of the approximation gap."""
     error = residual.standard_error or 0.0
     if residual.value <= max(2 * error, LARGEST_RESIDUAL * abs(approximation), NO_RESIDUAL):
         return None
     return (
-        f"the search for the best q has not converged: the last half of its {num_steps} steps "
+        f"the search for the best q has not converged: the last half of its steps "
         f"gained {residual.value:.3f} ± {error:.3f} nats, so that the approximation gap is an "
         "upper limit and the amortization gap a lower one"
     )

@@ -19,6 +19,7 @@ from pyro_vae.diagnosis._aggregate import (
     program_pairs,
 )
 from pyro_vae.diagnosis.rows import LatentUse
+from pyro_vae.digits import digits_of, error_text
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation._chunks import default_chunk
 from pyro_vae.evaluation.active_units import ActiveUnits, active_units
@@ -129,7 +130,8 @@ def latent_use(
         units = _active_units(model, guide, x, seed)
         shares, note = _information(model, guide, x, draws, networks)
         dims = _information_per_dim(model, guide, x, draws, seed)
-    return _summary(draws, shares, dims, units, ordered, note)
+    site = _listed(model, draws)
+    return _summary(draws, shares, dims, units, ordered, note, site)
 
 
 @dataclass(frozen=True)
@@ -256,15 +258,13 @@ def _information_per_dim(
     """
     if not getattr(guide, "has_density", True):
         return None
-    name, posterior = next(iter(draws.values)), None
+    name, posterior = _listed(model, draws), None
     if len(draws.values) > 1:
         if not hasattr(guide, "posterior") or not hasattr(model, "prior"):
             return None
-        posterior, shape = guide.posterior, model.prior().event_shape
-        own = [n for n, value in draws.values.items() if value.shape[2:] == shape]
-        if not own or posterior(x[:1]).event_shape != shape:
+        posterior, shape = guide.posterior, draws.values[name].shape[2:]
+        if not posterior(x[:1]).event_shape == shape == model.prior().event_shape:
             return None
-        name = own[0]
 
     def q(part: Tensor) -> Any:
         return posterior(part) if posterior else _run(guide, part, 1, seed).latent[name]["fn"]
@@ -275,6 +275,16 @@ def _information_per_dim(
     x, z = x[::every], draws.values[name][:, ::every]
     z = z[: _paired_draws(len(x), DIMENSION_DATA, DIMENSION_DRAWS)]
     return information_density(dimension_pairs(q, x), z).mean((0, 1)).flatten()
+
+
+def _listed(model: Any, draws: _Draws) -> str:
+    """The latent whose dimensions are listed: of several the one that ``prior`` speaks of."""
+    first = next(iter(draws.values))
+    if len(draws.values) == 1 or not hasattr(model, "prior"):
+        return first
+    shape = model.prior().event_shape
+    own = [n for n, value in draws.values.items() if value.shape[2:] == shape]
+    return own[0] if own else first
 
 
 def _active_units(model: Any, guide: Any, x: Tensor, seed: int) -> ActiveUnits:
@@ -290,12 +300,13 @@ def _summary(
     units: ActiveUnits,
     ordered: bool,
     note: str | None,
+    site: str,
 ) -> LatentUse:
     N = draws.log_ratio.shape[1]
     rate = _estimate(draws.log_ratio, ordered)
     if draws.rate is not None:
         rate = _estimate(draws.rate[None], ordered, note="in closed form")
-    notes = [f"over {N} data"] + ([note] if note else [])
+    notes = [note] if note else []
     if units.note:
         notes.append(f"active units: {units.note}")
     information = marginal = None
@@ -334,6 +345,7 @@ def _summary(
         collapse=collapse,
         sentence=sentence,
         notes=notes,
+        site=site,
     )
 
 
@@ -504,7 +516,10 @@ def _of_units(units: ActiveUnits) -> str:
 
 
 def _told(estimate: Estimate) -> str:
+    """A value and its larger error, to the digits of the error."""
     errors = (estimate.standard_error, estimate.data_standard_error)
     known = [error for error in errors if error is not None]
-    plus = f" ± {max(known):.2g}" if known else ""
-    return f"{estimate.value:.3g}{plus}"
+    if not known:
+        return f"{estimate.value:.3g}"
+    digits = digits_of([max(known)])
+    return f"{estimate.value:.{digits}f} ± {error_text(max(known), digits)}"

@@ -110,6 +110,8 @@ class LatentUse:
     sentence: str
     """The collapse in a sentence, with its numbers."""
     notes: list[str] = field(default_factory=list)
+    site: str = "z"
+    """The latent whose dimensions ``kl_per_dim`` and ``activity`` list."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,9 @@ class LatentSpaceReport:
     """Whether the latent space is complete and continuous."""
 
     prior_near_posterior: Estimate | None
-    """Share of prior draws inside the region that holds 95 % of q(z) of held-out data."""
+    """Share of prior draws inside the region that holds 95 % of q(z) of held-out data.
+
+    Errors: over draws and subsets of the data; over held-out data, the training data fixed."""
     posterior_share: float | None
     """What that share is for q(z) itself: 0.95."""
     region: str | None
@@ -183,3 +187,5 @@ class Diagnosis:
     protocol: dict[str, Any]
     reconstruction: Estimate | None = None
     """log p(x|z(x)) of a guide that is a point, which has neither rate nor distortion."""
+    bounds: SimulatedBounds | None = None
+    """How far AIS of the gap's settings may fall short, told on data drawn from the model."""

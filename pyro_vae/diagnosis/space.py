@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from pyro_vae.data import Split
+from pyro_vae.data.noise import permutation
 from pyro_vae.diagnosis._aggregate import Pairs, log_aggregate, needs_networks, posterior_pairs
 from pyro_vae.diagnosis.rows import LatentSpaceReport, Probe
 from pyro_vae.errors import InputError
@@ -34,6 +35,12 @@ SHARE = 0.95
 TRAIN_DATA, TEST_DATA, PRIOR_DRAWS = 2000, 2000, 5000
 # Where log q(z|x) of a pair runs a network.
 NETWORK_TRAIN_DATA, NETWORK_DRAWS = 100, 500
+# Draws of q(z|x) for each held-out datum, and of all of them together, about.
+DRAWS_A_DATUM, HELD_OUT_DRAWS, NETWORK_HELD_OUT_DRAWS = 20, 20_000, 2_000
+# Levels about 5 % over which the share's slope is taken.
+WINDOW = 0.025
+# Of the training data, and their splits into halves, where they are a subset.
+GROUPS, SPLITS = 20, 20
 SEGMENTS, STEPS = 200, 20
 PROBE_TRAIN, PROBE_TEST, NEIGHBOURS = 10_000, 5_000, 10
 # Where a posterior mean has no closed form: fewer data, and draws enough that their mean moves
@@ -69,9 +76,17 @@ def latent_space_report(
     N training data. With t the 5 % quantile of log q_A(z) of z ~ q(z|x), x held out, the region
     {log q_A ≥ t} holds 95 % of the held-out aggregated posterior; reported is the share of prior
     draws inside. Where the aggregated posterior is the prior it is 0.95 in expectation for any
-    A: both kinds of draws are then of one distribution, and neither is among A. Holes in
-    the prior, regions that no datum uses, lower it; more training data resolve smaller holes.
-    Its ``standard_error`` is of the prior's draws, ``data_standard_error`` of these and of t.
+    A, up to the order of one over the number of held-out data: both kinds of draws are then of
+    one distribution, and neither is among A. Holes in the prior, regions that no datum uses,
+    lower it; more training data resolve smaller holes.
+
+    With s the share and l the level P(log q_A(z) < t) of held-out z,
+    Var s = s (1 − s)/M + (ds/dl)² Var l,  M draws of the prior; the slope is that over levels
+    5 ± 2.5 %. ``standard_error`` is what another seed would change: Var l over draws of q(z|x),
+    and over the choice of data where the splits are larger than what is taken of them; the
+    effect of that of the training data is from random halves of them. In
+    ``data_standard_error`` Var l is that over held-out data, draws of one datum as a cluster;
+    it contains the former. The training data, which the guide is fitted to, are held fixed.
 
     *Smoothness.* Along a segment between two prior draws, cut into equal steps, the means
     m_0 … m_n of the decoder: max_k |m_k − m_{k−1}| over the mean step (1 for a steady walk, n for
@@ -218,49 +233,98 @@ def _share(
     networks = needs_networks([fn])
     count, num = (NETWORK_TRAIN_DATA, NETWORK_DRAWS) if networks else (TRAIN_DATA, PRIOR_DRAWS)
     x = x[:: -(-len(x) // num)]
+    total = NETWORK_HELD_OUT_DRAWS if networks else HELD_OUT_DRAWS
+    each = min(DRAWS_A_DATUM, max(2, total // len(x)))
     reference = _scored(train, count, derive_seed(seed, "reference"), device, dtype)
     with seeded(derive_seed(seed, "region"), device):
-        held_out = torch.cat([posterior(part).sample() for part in x.split(CHUNK)])
+        held_out = torch.cat([posterior(part).sample((each,)) for part in x.split(CHUNK)], 1)
         free = prior(num)
-    if held_out.shape[1:] != free.shape[1:]:
+    if held_out.shape[2:] != free.shape[1:]:
         return missing("not known, for prior and posterior(x) are of different latents")
-    pairs = posterior_pairs(posterior, reference)
+    parts = [reference]
+    if len(reference) < len(train):
+        order = permutation(len(reference), derive_seed(seed, "groups"))
+        parts = list(reference[order.to(device)].tensor_split(min(GROUPS, len(reference))))
     rows = max(1, default_chunk(device) // len(reference)) if networks else PRIOR_DRAWS
-    inside, outside = (_log_q(pairs, z, len(reference), rows) for z in (held_out, free))
+    z = torch.cat([held_out.flatten(0, 1), free])
+    log_q = torch.stack([_log_sum(posterior_pairs(posterior, p), z, len(p), rows) for p in parts])
+    held, free = log_q[:, : each * len(x)].unflatten(1, held_out.shape[:2]), log_q[:, -num:]
     region = (
-        f"where log q(z) of {len(reference)} training data exceeds its 5 % quantile over one draw "
-        f"of q(z|x) for each of {len(x)} held-out data; {num} prior draws"
+        f"where log q(z) of {len(reference)} training data exceeds its 5 % quantile over {each} "
+        f"draws of q(z|x) for each of {len(x)} held-out data; {num} prior draws"
     )
-    return _share_inside(inside, outside, ordered), region, []
+    share = _share_inside(held, free, ordered, len(x) / len(test), len(reference) / len(train))
+    return share, region, []
 
 
-def _log_q(pairs: Pairs, z: Tensor, num_data: int, rows: int) -> Tensor:
-    return torch.cat([log_aggregate(pairs, part, num_data) for part in z.split(rows)])
+def _log_sum(pairs: Pairs, z: Tensor, num_data: int, rows: int) -> Tensor:
+    """log Σ_n q(z|x_n) ``[P]``."""
+    means = [log_aggregate(pairs, part, num_data) for part in z.split(rows)]
+    return torch.cat(means) + math.log(num_data)
 
 
-def _share_inside(held_out: Tensor, prior: Tensor, ordered: bool) -> Estimate:
-    """The share of ``prior`` values at or above the 5 % quantile t of ``held_out``.
+def _share_inside(
+    held_out: Tensor, prior: Tensor, ordered: bool, taken: float = 1.0, taken_train: float = 1.0
+) -> Estimate:
+    """The share of prior draws at or above the 5 % quantile t of held-out draws.
 
-    t moves the share by half the difference of the shares at t's own level ± its standard error.
+    Arguments:
+        held_out: log Σ q(z|x_n) over each of G groups of training data, of S draws for each of
+            N held-out data, ``[G, S, N]``.
+        prior: the same of prior draws, ``[G, M]``.
+        ordered: the held-out data are a video.
+        taken, taken_train: which part of the held-out and of the training data is used.
     """
+    held, free = held_out.logsumexp(0), prior.logsumexp(0)
     level = 1 - SHARE
     # An order statistic, not between two of them: either may be −∞.
-    threshold = held_out.quantile(level, interpolation="lower")
-    inside = (prior >= threshold).double()
-    value = float(inside.mean())
-    draws = math.sqrt(value * (1 - value) / (len(prior) - 1))
-    error = standard_error_of_mean((held_out >= threshold).double(), ordered) or 0.0
-    levels = held_out.new_tensor([level - error, level + error]).clamp(0, 1)
-    ends = held_out.quantile(levels, interpolation="lower")
-    low, high = ((prior >= end).double().mean() for end in ends)
-    of_threshold = float(low - high) / 2
+    threshold = held.flatten().quantile(level, interpolation="lower")
+    value = float((free >= threshold).double().mean())
+    S, N = held.shape
+    inside = (held >= threshold).double()
+    of_data = standard_error_of_mean(inside.mean(0), ordered) or 0.0
+    # Of N of N/f data: (1 − f) s²/N + f v/(N S),  s² over data of their means, v within a datum.
+    between, within = float(inside.mean(0).var()) / N, float(inside.var(0).mean()) / (N * S)
+    of_draws = math.sqrt((1 - taken) * between + taken * within)
+    slope = _slope(held.flatten(), free, level)
+    apart = value * (1 - value) / (len(free) - 1) + _of_training(held_out, prior, taken_train)
     return Estimate(
         value,
-        standard_error=draws,
-        data_standard_error=math.hypot(draws, of_threshold),
-        count=len(held_out),
+        standard_error=math.sqrt(apart + (slope * of_draws) ** 2),
+        data_standard_error=math.sqrt(apart + (slope * max(of_data, of_draws)) ** 2),
+        count=N,
         unit="share of prior draws",
     )
+
+
+def _slope(held_out: Tensor, prior: Tensor, level: float) -> float:
+    """d share / d level at the threshold, from the difference over a window of levels."""
+    ends = held_out.new_tensor([level - WINDOW, level + WINDOW])
+    low, high = held_out.quantile(ends, interpolation="lower")
+    inside = ((prior >= low) & (prior < high)).double().mean()
+    return float(inside) / (2 * WINDOW)
+
+
+def _of_training(held_out: Tensor, prior: Tensor, taken: float) -> float:
+    """Variance of the share over the choice of training data, from random halves of groups.
+
+    (1 − f) E (a − b)²/4,  a and b the shares by either half: each has twice the variance.
+    """
+    G = len(held_out)
+    if G < 2:
+        return 0.0
+    generator = torch.Generator().manual_seed(0)
+    squares = []
+    for _ in range(SPLITS):
+        order = torch.randperm(G, generator=generator)
+        a, b = (_share_of(held_out[half], prior[half]) for half in order.tensor_split(2))
+        squares.append((a - b) ** 2)
+    return (1 - taken) * sum(squares) / SPLITS / 4
+
+
+def _share_of(held_out: Tensor, prior: Tensor) -> float:
+    threshold = held_out.logsumexp(0).flatten().quantile(1 - SHARE, interpolation="lower")
+    return float((prior.logsumexp(0) >= threshold).double().mean())
 
 
 def _segments(

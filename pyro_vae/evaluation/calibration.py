@@ -235,7 +235,7 @@ def _verdict(ranks: list[_Ranks], count: int, level: float) -> tuple[str, str]:
     latents = [r for r in flagged if r.name != LOG_JOINT]
     if not latents:
         return "miscalibrated", (
-            f"The ranks of {LOG_JOINT} are not uniform (p = {flagged[0].p_value:.1g}, level "
+            f"The ranks of {LOG_JOINT} are not uniform ({_p(flagged[0].p_value)}, level "
             f"{level:g} over {len(ranks)} coordinates), those of each latent are: q is wrong in "
             f"how the latents go together or with x. {limits}"
         )
@@ -244,8 +244,12 @@ def _verdict(ranks: list[_Ranks], count: int, level: float) -> tuple[str, str]:
     return next(iter(kinds)) if len(kinds) == 1 else "miscalibrated", (
         f"The ranks of {len(flagged)} of {len(ranks)} coordinates are not uniform at level "
         f"{level:g} over all of them: {told}; most clearly {latents[0].name} "
-        f"(p = {latents[0].p_value:.1g}), where {_told(latents[0], each)}. {limits}"
+        f"({_p(latents[0].p_value)}), where {_told(latents[0], each)}. {limits}"
     )
+
+
+def _p(value: float) -> str:
+    return "p < 0.0001" if value < 1e-4 else f"p = {value:.1g}"
 
 
 def _told(ranks: _Ranks, level: float) -> str:

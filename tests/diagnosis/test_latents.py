@@ -436,7 +436,8 @@ def test_a_guide_without_a_density_has_a_rate_and_no_mutual_information(bits):
     assert (use.mutual_information, use.marginal_kl, use.estimator) == (None, None, None)
     assert use.mutual_information_cap is None
     assert use.rate.standard_error > 0
-    assert use.notes[1].startswith("mutual information: not known")
+    assert use.notes[0].startswith("mutual information: not known")
+    assert use.site == "z"
     assert use.collapse != "collapsed"
 
 
@@ -462,6 +463,7 @@ def test_a_layer_that_is_its_prior_is_named(bits):
     assert use.collapse == "partly collapsed"
     assert "the latent z2 carries nothing" in use.sentence
     assert "of z1, the layer next to the data" in use.sentence
+    assert (use.site, len(use.activity)) == ("z1", 3)
     (layers,) = (note for note in use.notes if note.startswith("rate by latent"))
     assert abs(float(layers.split("z2 ")[1].split()[0])) < 1e-6
 
@@ -551,3 +553,21 @@ def test_double_precision(bits):
     found = latent_use(*single, bits)
     assert use.rate.value == pytest.approx(found.rate.value, rel=0.5)
     assert use.mutual_information.value <= use.mutual_information_cap
+
+
+@pytest.mark.parametrize(
+    ("errors", "told"),
+    [
+        ((0.002, 0.0341), "3.142 ± 0.034"),
+        ((2.0, 12.3), "3.14 ± 12.30"),
+        ((0.00123, None), "3.1416 ± 0.0012"),
+        ((None, None), "3.14"),
+    ],
+)
+def test_a_value_in_a_sentence_has_the_digits_of_its_error(errors, told):
+    assert latents._told(Estimate(3.14159, *errors, 100)) == told
+
+
+def test_the_number_of_data_is_not_repeated_in_a_note(bits):
+    use = latent_use(*components(), bits)
+    assert not any(note.startswith("over ") for note in use.notes)

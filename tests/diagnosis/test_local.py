@@ -19,6 +19,7 @@ from torch import nn
 
 from pyro_vae.diagnosis._local import best_outputs, local_guide, log_weight_draws, why_fixed
 from pyro_vae.errors import InputError
+from pyro_vae.links import inverse_positive
 from pyro_vae.networks import Encoder
 
 FLOW = {"hidden": (8,)}
@@ -90,10 +91,11 @@ def test_it_finds_the_mean_field_optimum(skewed, x, scale):
 
 
 def test_data_do_not_mix(skewed, x):
-    """A datum's search is its own: others beside it change nothing but the noise."""
+    """A datum's first search is its own: others beside it change nothing but the noise."""
     guide = make(DiagonalNormal)
     far = torch.cat([x[:3], 100 * x[3:]])
-    one, other = (best_outputs(skewed.model, guide, y, num_steps=20, seed=0) for y in (x, far))
+    options = {"num_steps": 20, "second_start": False, "seed": 0}
+    one, other = (best_outputs(skewed.model, guide, y, **options) for y in (x, far))
     torch.testing.assert_close(one.outputs[:3], other.outputs[:3])
 
 
@@ -109,18 +111,38 @@ def test_the_best_is_kept(skewed, x):
     assert torch.equal(wild.halfway, best)
 
 
-def test_blocks_steps_and_seeds(skewed):
+@pytest.mark.parametrize(("second_start", "total"), [(False, 8), (True, 10)])
+def test_blocks_steps_and_seeds(skewed, second_start, total):
+    """Blocks of 100 and of 1, which has no second start."""
     guide, x = make(DiagonalNormal), skewed.simulate(101, seed=3)
-    steps = []
+    steps, options = [], {"num_steps": 4, "second_start": second_start}
     one = best_outputs(
-        skewed.model, guide, x, num_steps=4, seed=0, on_step=lambda *s: steps.append(s)
+        skewed.model, guide, x, seed=0, on_step=lambda *s: steps.append(s), **options
     )
-    assert steps == [(i, 8) for i in range(1, 9)]
-    assert torch.equal(
-        best_outputs(skewed.model, guide, x, num_steps=4, seed=0).outputs, one.outputs
-    )
-    other = best_outputs(skewed.model, guide, x, num_steps=4, seed=1)
+    assert steps == [(i, total) for i in range(1, total + 1)]
+    assert torch.equal(best_outputs(skewed.model, guide, x, seed=0, **options).outputs, one.outputs)
+    other = best_outputs(skewed.model, guide, x, seed=1, **options)
     assert not torch.equal(other.outputs, one.outputs)
+
+
+def test_a_second_start_is_that_of_the_best_other_datum(skewed):
+    """Outputs of datum 0 are the optimum of datum 1, and the other way round; 2 has no better.
+
+    Four steps of no length to speak of stay where they start.
+    """
+    guide, x = make(DiagonalNormal), skewed.simulate(2, seed=2)[[0, 1, 1]]
+    raw = inverse_positive(skewed.precision.diagonal().rsqrt())
+    optimum = torch.cat([skewed.posterior(x).mean, raw.expand(3, 2)], dim=-1)
+    said = torch.stack([optimum[1], optimum[0], optimum[1]])
+    guide.outputs = lambda x: said[: len(x)]
+    options = {"num_steps": 4, "learning_rate": 1e-6, "seed": 0}
+    best = best_outputs(skewed.model, guide, x, **options)
+    expected = torch.stack([optimum[0], optimum[1], optimum[1]])
+    torch.testing.assert_close(best.outputs, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(best.halfway, expected, rtol=0, atol=1e-4)
+    assert torch.equal(best.encoder, said)
+    first = best_outputs(skewed.model, guide, x, second_start=False, **options)
+    torch.testing.assert_close(first.outputs, said, rtol=0, atol=1e-4)
 
 
 def test_scales_of_the_programs_are_taken_off(skewed, x):

@@ -16,6 +16,7 @@ from pyro_vae.diagnosis.rows import (
     PredictiveCheck,
     Probe,
     Reliability,
+    SimulatedBounds,
 )
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.scores import Estimate
@@ -46,6 +47,7 @@ WHOLE = Diagnosis(
     notes=["gap, train: no"],
     protocol={"data": "digits", "parts": ["gap"], "versions": {"torch": "2"}, "seed": 0},
     reconstruction=ONE,
+    bounds=SimulatedBounds(8, 400, ONE, TWO, replace(ONE, value=0.25), 0.75, "simulated"),
 )  # fmt: skip
 BARE = Diagnosis([], None, None, None, [], None, ["gap: the guide is a point"], {})
 
@@ -84,9 +86,9 @@ def test_what_is_not_finite_is_a_word_and_comes_back(tmp_path):
 
 def test_a_field_with_a_default_may_be_missing():
     mapping = to_json(WHOLE)
-    del mapping["reconstruction"], mapping["gaps"][0]["log_px"]["understated"]
+    del mapping["reconstruction"], mapping["bounds"], mapping["gaps"][0]["log_px"]["understated"]
     found = from_json(mapping)
-    assert found.reconstruction is None
+    assert found.reconstruction is found.bounds is None
     assert found.gaps[0].log_px == replace(ONE, understated=False)
 
 
@@ -113,6 +115,7 @@ def edited(change) -> str:
         (edited(lambda m: m["gaps"][1]["elbo"].update(value=True)), "value is 'True'"),
         (edited(lambda m: m["reliability"].update(flagged=7)), "flagged is '7'"),
         (edited(lambda m: m["calibration"]["histograms"].append(["1"])), "is '1'"),
+        (edited(lambda m: m["bounds"].pop("upper")), "bounds lacks 'upper'"),
         (edited(lambda m: m.update(notes="none")), "notes is 'none'"),
         (edited(lambda m: m.update(protocol=[])), "protocol is '[]'"),
     ],

@@ -196,6 +196,18 @@ def test_ranks_of_no_shift_and_no_width_are_miscalibrated():
     assert "neither a shift nor the width explains it" in sentence
 
 
+@pytest.mark.parametrize("name", ["z", LOG_JOINT])
+def test_a_p_value_is_never_told_as_zero(name):
+    """All ranks 0 of 10⁴ data: every p-value underflows."""
+    tested = _test(name, torch.zeros(10_000, dtype=torch.long), 99)
+    assert tested.p_value == 0
+    _, sentence = _verdict([tested], 10_000, 0.05)
+    assert "(p < 0.0001" in sentence
+    assert "p = 0" not in sentence
+    told = _verdict([tested._replace(shift=3.5, spread=0.0, shape=1.0)], 10_000, 0.05)[1]
+    assert "(p = 0.001" in told
+
+
 def test_ranks_and_ties():
     column = torch.tensor([[2.0, 0.0, 1.0], [1.0, 0.0, 3.0], [0.0, 0.0, 2.0], [5.0, 0.0, 4.0]])
     ranks = torch.stack([_rank(column) for _ in range(400)])
