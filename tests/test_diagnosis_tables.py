@@ -304,7 +304,7 @@ def test_space_and_probes():
     assert cells_of(text, "nearest neighbours of x")[1:] == ["0.967", "0.016"]
     assert cells_of(text, "most frequent label")[1:] == ["0.101", "0.017"]
     assert "near q(z): the ellipsoid of 95 %; of q(z) 0.95" in report.notes
-    assert "± draws: of prior draws alone" in notes_of(report)
+    assert "± draws: of draws of the prior and of q, and of subsets" in notes_of(report)
     assert report.notes[-1] == "one component of the prior is never used"
     bare = space_report(LatentSpaceReport(None, None, None, None, None, None, [], ["none"]), 80)
     assert bare == ([], ["none"])
