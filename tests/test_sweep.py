@@ -230,7 +230,7 @@ def test_a_scoring_stops_between_its_blocks(tmp_path):
     )
     with pytest.raises(Stopped):
         sweep(tmp_path / "s", observer=observer, num_samples=300)
-    assert blocks == [(1, 3)]
+    assert blocks == [(1, 6)]
 
 
 def test_a_scoring_of_one_block_is_not_begun_when_it_is_asked_to_stop(copy):
