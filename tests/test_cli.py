@@ -1,7 +1,5 @@
 """The command line as a user meets it: what it writes, what it says, what it refuses."""
 
-import contextlib
-import io
 import json
 import os
 import re
@@ -11,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib.image
 import numpy as np
@@ -20,53 +17,13 @@ import torch
 import yaml
 
 import pyro_vae
-from pyro_vae.__main__ import main
 from pyro_vae.checkpoint import load_state, load_weights, save_state
 from pyro_vae.config import read_yaml
+from tests.command import invoke, refuse, succeed
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--encoder", "mlp(hidden=(16,))", "--latent-dim", "2", "--epochs", "2",
          "--device", "cpu", "--no-tensorboard"]  # fmt: skip
-
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-def invoke(*arguments, cwd) -> Result:
-    """Run the command in this process; a subprocess would spend seconds on imports."""
-    out, err, status, argv = io.StringIO(), io.StringIO(), 0, sys.argv
-    sys.argv = ["pyro-vae", *map(str, arguments)]
-    try:
-        with (
-            contextlib.chdir(cwd),
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
-            main()
-    except SystemExit as error:
-        status = error.code or 0
-    finally:
-        sys.argv = argv
-    return Result(status, out.getvalue(), err.getvalue())
-
-
-def succeed(*arguments, cwd) -> str:
-    result = invoke(*arguments, cwd=cwd)
-    assert (result.status, result.err) == (0, ""), result
-    return result.out
-
-
-def refuse(*arguments, cwd) -> str:
-    """One line on stderr, nothing on stdout, exit status 2."""
-    result = invoke(*arguments, cwd=cwd)
-    assert result.status == 2, result
-    assert result.out == ""
-    assert result.err.startswith("error: ")
-    assert result.err.count("\n") == 1, result.err
-    return result.err
 
 
 def read_rows(run: Path) -> list[dict]:

@@ -1,7 +1,5 @@
 """``pyro-vae compare`` as a user meets it: what it prints, writes and refuses."""
 
-import contextlib
-import io
 import json
 import os
 import re
@@ -11,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib.image
 import pyro
@@ -19,12 +16,12 @@ import pytest
 import torch
 
 import pyro_vae
-from pyro_vae.__main__ import main
 from pyro_vae.compare_command import parse_particles
 from pyro_vae.comparison.record import read_comparison
 from pyro_vae.comparison.subject import run_subject
 from pyro_vae.config import Config
 from pyro_vae.run_training import load_untrained, start_run
+from tests.command import invoke, refuse, succeed
 
 TRAIN = [
     "train", "--encoder", "mlp(hidden=(16,))", "--latent-dim", "3", "--epochs", "2",
@@ -51,45 +48,6 @@ def guide(x):
     with pyro.plate("data", x.shape[0], dim=-1):
         pyro.sample("z", dist.Normal(x.flatten(1) @ weight, 0.8).to_event(1))
 """
-
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-def invoke(*arguments, cwd) -> Result:
-    """Run the command in this process; a subprocess would spend seconds on imports."""
-    out, err, status, argv = io.StringIO(), io.StringIO(), 0, sys.argv
-    sys.argv = ["pyro-vae", *map(str, arguments)]
-    try:
-        with (
-            contextlib.chdir(cwd),
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
-            main()
-    except SystemExit as error:
-        status = error.code or 0
-    finally:
-        sys.argv = argv
-    return Result(status, out.getvalue(), err.getvalue())
-
-
-def succeed(*arguments, cwd) -> str:
-    result = invoke(*arguments, cwd=cwd)
-    assert (result.status, result.err) == (0, ""), result
-    return result.out
-
-
-def refuse(*arguments, cwd) -> str:
-    """One line on stderr, nothing on stdout, exit status 2."""
-    result = invoke(*arguments, cwd=cwd)
-    assert (result.status, result.out) == (2, ""), result
-    assert result.err.startswith("error: ")
-    assert result.err.count("\n") == 1, result.err
-    return result.err
 
 
 def files(folder: Path) -> set[str]:

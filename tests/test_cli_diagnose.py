@@ -1,12 +1,8 @@
 """``pyro-vae diagnose`` as a user meets it: what it prints, writes and refuses."""
 
-import contextlib
 import importlib
-import io
 import shutil
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib.image
 import pyro
@@ -14,7 +10,6 @@ import pytest
 import torch
 
 from pyro_vae import diagnose_command, load_run
-from pyro_vae.__main__ import main
 from pyro_vae.diagnose_command import chosen_parts, run_subject
 from pyro_vae.diagnosis.diagnose import PARTS, Settings
 from pyro_vae.diagnosis.record import read_diagnosis
@@ -22,6 +17,7 @@ from pyro_vae.diagnosis.rows import Reliability
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.simulation import simulate
 from pyro_vae.seeding import derive_seed
+from tests.command import invoke, refuse, succeed
 
 TRAIN = [
     "train", "--encoder", "mlp(hidden=(16,))", "--latent-dim", "2", "--epochs", "2",
@@ -47,45 +43,6 @@ def guide(x):
     with pyro.plate("data", x.shape[0], dim=-1):
         pyro.sample("z", dist.Normal(x.flatten(1) @ weight, 0.8).to_event(1))
 """
-
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-def invoke(*arguments, cwd) -> Result:
-    """Run the command in this process; a subprocess would spend seconds on imports."""
-    out, err, status, argv = io.StringIO(), io.StringIO(), 0, sys.argv
-    sys.argv = ["pyro-vae", *map(str, arguments)]
-    try:
-        with (
-            contextlib.chdir(cwd),
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
-            main()
-    except SystemExit as error:
-        status = error.code or 0
-    finally:
-        sys.argv = argv
-    return Result(status, out.getvalue(), err.getvalue())
-
-
-def succeed(*arguments, cwd) -> str:
-    result = invoke(*arguments, cwd=cwd)
-    assert (result.status, result.err) == (0, ""), result
-    return result.out
-
-
-def refuse(*arguments, cwd) -> str:
-    """One line on stderr, nothing on stdout, exit status 2."""
-    result = invoke(*arguments, cwd=cwd)
-    assert (result.status, result.out) == (2, ""), result
-    assert result.err.startswith("error: ")
-    assert result.err.count("\n") == 1, result.err
-    return result.err
 
 
 def files(folder: Path) -> set[str]:

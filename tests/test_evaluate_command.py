@@ -1,14 +1,10 @@
 """``pyro-vae evaluate`` as a user meets it: k̂, flagged data again, and two runs' difference."""
 
-import contextlib
-import io
 import json
 import math
 import re
 import shutil
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib.image
 import numpy as np
@@ -17,8 +13,8 @@ import torch
 
 import pyro_vae
 from pyro_vae import evaluate_command
-from pyro_vae.__main__ import main
 from pyro_vae.evaluation.record import read_record
+from tests.command import invoke, refuse, succeed
 
 TRAIN = [
     "train", "--encoder", "mlp(hidden=(16,))", "--latent-dim", "2", "--epochs", "1",
@@ -39,45 +35,6 @@ RUNS = {
     "vectors": ["--data", "x.npy", "--likelihood", "normal(scale=1)"],
 }
 FEW = ["-K", 60, "--count", 40, "--device", "cpu"]
-
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-def invoke(*arguments, cwd) -> Result:
-    """Run the command in this process; a subprocess would spend seconds on imports."""
-    out, err, status, argv = io.StringIO(), io.StringIO(), 0, sys.argv
-    sys.argv = ["pyro-vae", *map(str, arguments)]
-    try:
-        with (
-            contextlib.chdir(cwd),
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
-            main()
-    except SystemExit as error:
-        status = error.code or 0
-    finally:
-        sys.argv = argv
-    return Result(status, out.getvalue(), err.getvalue())
-
-
-def succeed(*arguments, cwd) -> str:
-    result = invoke(*arguments, cwd=cwd)
-    assert (result.status, result.err) == (0, ""), result
-    return result.out
-
-
-def refuse(*arguments, cwd) -> str:
-    """One line on stderr, nothing on stdout, exit status 2."""
-    result = invoke(*arguments, cwd=cwd)
-    assert (result.status, result.out) == (2, ""), result
-    assert result.err.startswith("error: ")
-    assert result.err.count("\n") == 1, result.err
-    return result.err
 
 
 @pytest.fixture(scope="module")

@@ -265,17 +265,21 @@ def _kept(searches: list[_Search], num_samples: int, seed: int) -> tuple[Tensor,
     ends = [local_guide(first.guide, o) for o in (*(s.outputs for s in searches), encoder)]
     draws = log_weight_draws(first.model, ends, first.x, num_samples, seed)
     more = draws[-2] - draws[0]
-    # Of draws of probability 0 there is no error, and an infinite mean.
-    better = more.mean(0) > (2 * more.std(0) / math.sqrt(num_samples)).nan_to_num(0.0)
+    better = more.mean(0) > _two_errors(more)
     gain = torch.where(better, draws[-2], draws[0]) - draws[-1]
     # The search has seen more draws than the pilot: only a plain loss speaks against it.
-    moved = gain.mean(0) >= -2 * gain.std(0) / math.sqrt(num_samples)
+    moved = gain.mean(0) >= -_two_errors(gain)
     better, column = _column(better, encoder), _column(moved, encoder)
     outputs, halfway = (
         torch.where(column, torch.where(better, b, a), encoder)
         for a, b in ((first.outputs, second.outputs), (first.halfway, second.halfway))
     )
     return outputs, halfway, encoder, moved
+
+
+def _two_errors(draws: Tensor) -> Tensor:
+    """Two standard errors of the mean; 0 with draws of probability 0, whose mean is infinite."""
+    return (2 * draws.std(0) / math.sqrt(len(draws))).nan_to_num(0.0)
 
 
 def _column(values: Tensor, outputs: Tensor) -> Tensor:

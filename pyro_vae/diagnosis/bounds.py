@@ -4,14 +4,12 @@ __all__ = ["simulated_bounds"]
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from pyro_vae.diagnosis.rows import SimulatedBounds
 from pyro_vae.evaluation.bidirectional import bidirectional_monte_carlo
-from pyro_vae.evaluation.importance import LARGEST_ERROR
 from pyro_vae.evaluation.scores import Estimate
 from pyro_vae.execution import Program
 from pyro_vae.standard_error import standard_error_of_mean
@@ -53,21 +51,23 @@ def simulated_bounds(
     return SimulatedBounds(
         num_chains=num_chains,
         num_temperatures=num_temperatures,
-        lower=replace(
-            _estimate(found.lower, None if math.isnan(over_chains) else over_chains),
-            understated=bool((~(found.lower_standard_error <= LARGEST_ERROR)).any()),
+        lower=_estimate(
+            found.lower, None if math.isnan(over_chains) else over_chains, found.understated
         ),
-        upper=_estimate(found.upper, None),
-        gap=_estimate(found.gap, None),
+        upper=_estimate(found.upper),
+        gap=_estimate(found.gap),
         acceptance=float(found.acceptance.mean()),
         note=found.note,
     )
 
 
-def _estimate(values: Tensor, over_chains: float | None) -> Estimate:
+def _estimate(
+    values: Tensor, over_chains: float | None = None, understated: Tensor | None = None
+) -> Estimate:
     return Estimate(
         value=float(values.mean()),
         standard_error=over_chains,
         data_standard_error=standard_error_of_mean(values.to(torch.float64)),
         count=len(values),
+        understated=understated is not None and bool(understated.any()),
     )

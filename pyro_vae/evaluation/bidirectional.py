@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae.evaluation import ais
 from pyro_vae.evaluation._hmc import Noise
 from pyro_vae.evaluation.ais import Bridge, anneal, summary
+from pyro_vae.evaluation.importance import LARGEST_ERROR
 from pyro_vae.evaluation.simulation import Simulated, simulate
 from pyro_vae.execution import Program
 from pyro_vae.seeding import derive_seed
@@ -50,6 +51,11 @@ class Sandwich:
     """Of lower over chains, by the delta method; NaN for S = 1."""
     acceptance: Tensor
     """Mean acceptance probability, of both directions; NaN where there are no transitions."""
+
+    @property
+    def understated(self) -> Tensor:
+        """Which data's ``lower_standard_error`` is a lower limit, ``[B]``; see ``Annealed``."""
+        return ~(self.lower_standard_error <= LARGEST_ERROR)
 
     @property
     def gap(self) -> Tensor:

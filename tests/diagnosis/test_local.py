@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import warnings
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -17,7 +18,13 @@ from pyro_vae.guides.spline_flow import SplineFlow
 from pyro_vae.guides.student_t import StudentT
 from torch import nn
 
-from pyro_vae.diagnosis._local import best_outputs, local_guide, log_weight_draws, why_fixed
+from pyro_vae.diagnosis._local import (
+    _kept,
+    best_outputs,
+    local_guide,
+    log_weight_draws,
+    why_fixed,
+)
 from pyro_vae.errors import InputError
 from pyro_vae.links import inverse_positive
 from pyro_vae.networks import Encoder
@@ -246,3 +253,29 @@ def test_a_draw_of_probability_zero_moves_nothing_out_of_reach(skewed, x):
         best = best_outputs(model, guide, bad, num_steps=20, seed=0)
     assert best.moved.tolist() == [False] + 5 * [True]
     assert bool(best.outputs.isfinite().all())
+
+
+def test_an_end_inside_the_support_is_kept_where_the_encoder_draws_outside():
+    """x = 0 under U(z − 1, z + 1): of q at 1 some draws have probability 0, of q at 0 none."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Uniform(z - 1, z + 1, validate_args=False), obs=x)
+
+    class Guide:
+        def distribution(self, outputs):
+            return dist.Normal(outputs[:, 0], 0.1)
+
+        def __call__(self, x):
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("z", self.distribution(self.outputs(x)))
+
+    x = torch.zeros(2, dtype=torch.float64)
+    inside, outside = torch.zeros(2, 1).double(), torch.full((2, 1), 1.0).double()
+    search = SimpleNamespace(
+        model=model, guide=Guide(), x=x, outputs=inside, halfway=inside, encoder=outside
+    )
+    outputs, _, _, moved = _kept([search], 200, seed=0)
+    assert moved.tolist() == [True, True]
+    assert torch.equal(outputs, inside)
