@@ -1,0 +1,343 @@
+"""SVI whose step is one compiled graph: draws, loss, gradients and clipping."""
+
+__all__ = ["CompiledSVI"]
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from pyro.optim import PyroOptim
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pyro_vae.capture import CaptureError
+from pyro_vae.captured_program import (
+    CapturedProgram,
+    Outputs,
+    aliases,
+    capture_program,
+    check_close,
+    signature_of,
+    unchanged,
+)
+from pyro_vae.errors import InputError
+from pyro_vae.guards import watch
+from pyro_vae.optim import JointOptim
+
+# A program is captured anew when a number that it holds changes: this often at once, and
+# later once in so many steps.
+CAPTURES_AT_ONCE = 8
+STEPS_A_CAPTURE = 200
+
+
+class CompiledSVI:
+    """``pyro.infer.SVI`` with its step captured as one graph and compiled by torch.
+
+    Any Pyro program with a ``differentiable_loss``: modules, or plain functions with
+    ``pyro.module`` and ``pyro.param``. At the first call for each kind of arguments the
+    program is run, captured, and compared with what Pyro's own step computes from the
+    same seed, the loss and every gradient; nothing is updated by that, and the random
+    state is restored. Draws come from torch's global generators, as in SVI: with the same
+    seed the same steps follow, up to the order of sums.
+
+    What a graph holds as a constant is watched: a number in a closure, a global, an
+    attribute or an argument, a module's training flag. When one changes the program is
+    captured anew; a number that changes often is better a tensor, changed in place.
+
+    Where the program cannot be captured, because it reads a tensor on the host or has
+    shapes that depend on data, steps are those of SVI, a warning says why in one line, and
+    ``reason`` keeps it.
+
+    A step whose loss or gradient is not finite updates nothing, nor does any after it;
+    ``bad_step`` is its number.
+
+    Arguments:
+        model, guide: Pyro programs of the arguments of ``step``.
+        optim: a ``pyro.optim`` optimizer, or a callable from the list of parameters to a
+            ``torch.optim.Optimizer``, which steps them all at once and is faster.
+        loss: an ``ELBO`` of Pyro or of this package.
+        clip_norm: the largest global 2-norm of the gradient, or None.
+        engine: ``compiled``, or ``eager`` for SVI's own step.
+        compile: whether the captured graph is compiled; otherwise it is interpreted.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     slope = pyro.param("slope", torch.tensor(0.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(slope * x, 0.7))
+        >>> from pyro_vae.objectives.trace_mean_field import TraceMeanField
+        >>> with pyro.get_param_store().scope():
+        ...     svi = CompiledSVI(
+        ...         model, guide, lambda p: torch.optim.SGD(p, lr=0.01), TraceMeanField(),
+        ...         compile=False,
+        ...     )
+        ...     for _ in range(100):
+        ...         loss = svi.step(torch.linspace(-2, 2, 50))
+        ...     slope = pyro.param("slope")
+        >>> svi.engine, abs(float(slope) - 0.5) < 0.1
+        ('compiled', True)
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        optim: PyroOptim | Callable[[list[Tensor]], Optimizer],
+        loss: ELBO,
+        *,
+        clip_norm: float | None = None,
+        engine: str = "compiled",
+        compile: bool = True,
+    ):
+        if engine not in ("compiled", "eager"):
+            raise InputError(f"engine must be compiled or eager, got {engine!r}")
+        if not callable(optim):
+            raise InputError(
+                "optim must be a pyro.optim optimizer or a callable from parameters to a "
+                f"torch.optim.Optimizer, got {type(optim).__name__}"
+            )
+        self.model, self.guide = model, guide
+        self.loss: Any = loss
+        self.clip_norm = optim.clip_norm if isinstance(optim, JointOptim) else clip_norm
+        self.engine = engine
+        self.reason: str | None = None
+        """Why steps are eager although compiled ones were asked for, or None."""
+        self.num_steps = 0
+        """Steps that updated the parameters."""
+        self.gradient_norm = torch.tensor(math.nan)
+        """Global 2-norm of the last step's gradient, before clipping."""
+        self.bad_step: int | None = None
+        """The 0-based number of the first step that was not finite; none after it updates."""
+        self._compile = compile
+        self._update = _Update(optim)
+        self._programs: dict[Any, list[CapturedProgram]] = {}
+        self._num_captures = 0
+        self._eager_losses = False
+
+    def step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Take a gradient step on the loss; return the loss before it, detached."""
+        found = self._find("step", args, kwargs)
+        if found is None:
+            parameters, (loss, *gradients) = self._eager("step", args, kwargs)
+            norm, *gradients = _clipped(gradients, self.clip_norm)
+        else:
+            program, tensors = found
+            parameters = program.parameters
+            loss, norm, *gradients = program(*tensors)
+        self.gradient_norm = norm
+        if self.bad_step is None and not (math.isfinite(loss) and math.isfinite(norm)):
+            self.bad_step = self.num_steps
+        if self.bad_step is None:
+            self._update(parameters, gradients)
+            self.num_steps += 1
+        return loss
+
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss, detached; nothing is updated."""
+        found = self._find("loss", args, kwargs)
+        if found is None:
+            return self._eager("loss", args, kwargs)[1][0]
+        program, tensors = found
+        return program(*tensors)[0]
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer that the callable made; None before the first step."""
+        return self._update.optimizer
+
+    def _find(
+        self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[CapturedProgram, list[Tensor]] | None:
+        """Return the captured program for these arguments, and its inputs; None: run eagerly."""
+        # Handlers around the step, a plate or a scale, act on sites, which a graph has not.
+        if self.engine == "eager" or _PYRO_STACK or (kind == "loss" and self._eager_losses):
+            return None
+        tensors: list[Tensor] = []
+        key = (kind, signature_of((args, kwargs), tensors), _modes())
+        programs = self._programs.setdefault(key, [])
+        for program in programs:
+            if program.holds():
+                return program, tensors
+        try:
+            program = self._capture(kind, args, kwargs, programs)
+        except CaptureError as error:
+            self._refuse(kind, str(error))
+            return None
+        programs.insert(0, program)
+        return program, tensors
+
+    def _refuse(self, kind: str, reason: str) -> None:
+        if kind == "loss":
+            self._eager_losses = True
+            return
+        self.engine, self.reason = "eager", reason
+        warnings.warn(f"steps are eager, not compiled: {reason}", UserWarning, stacklevel=4)
+
+    def _capture(
+        self,
+        kind: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        earlier: list[CapturedProgram],
+    ) -> CapturedProgram:
+        """Capture the loss, and for a step its gradients, and check them against Pyro's own.
+
+        Raises:
+            CaptureError: the program is no graph, or its graph computes something else.
+        """
+        self._num_captures += 1
+        if self._num_captures > CAPTURES_AT_ONCE + self.num_steps // STEPS_A_CAPTURE:
+            changes = [change for program in earlier if (change := program.change())]
+            raise CaptureError(
+                f"captured {self._num_captures - 1} times already, and the program keeps changing "
+                f"({changes[0] if changes else 'its arguments'}); give what changes as a tensor "
+                "and change it in place"
+            )
+        if not hasattr(self.loss, "differentiable_loss"):
+            raise CaptureError(f"{type(self.loss).__name__} has no differentiable_loss")
+        self._initialize(args, kwargs)
+        known: dict[int, Tensor] = {}
+        args, kwargs = aliases((args, kwargs), known)
+        roots = {"model": self.model, "guide": self.guide, "loss": self.loss}
+        tensors = list(known.values())
+        with unchanged(watch(**roots), tensors):
+            parameters, expected = self._eager(kind, args, kwargs)
+        names = ["the loss", *(f"the gradient of {name!r}" for name in parameters)]
+        expected = [expected[0], *_clipped(expected[1:], self.clip_norm)[1:]]
+
+        def function() -> Outputs:
+            return self._loss_and_gradients(kind, list(parameters.values()), args, kwargs)
+
+        def check(outputs: Outputs, compiled: bool) -> None:
+            loss, *gradients = outputs
+            check_close([loss, *gradients[1:]], expected, names[: len(expected)], compiled)
+
+        return capture_program(
+            function, tensors, roots, check, parameters=parameters, compile=self._compile
+        )
+
+    def _initialize(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Let the programs make their parameters.
+
+        Draws of initial values are not used again for the step's noise.
+        """
+        states = []
+        for _ in range(2):
+            with unchanged(watch(model=self.model, guide=self.guide)), torch.no_grad():
+                self.loss.loss(self.model, self.guide, *args, **kwargs)
+                states.append(torch.get_rng_state())
+        if not torch.equal(*states):
+            torch.set_rng_state(states[0])
+
+    def _loss_and_gradients(
+        self, kind: str, leaves: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Outputs:
+        """[loss] of an evaluation; [loss, gradient norm, *clipped gradients] of a step."""
+        if kind == "loss":
+            with torch.no_grad():
+                loss = self.loss.differentiable_loss(self.model, self.guide, *args, **kwargs)
+            return [_as_tensor(loss)]
+        with torch.enable_grad():
+            loss = self.loss.differentiable_loss(self.model, self.guide, *args, **kwargs)
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            found = (
+                torch.autograd.grad(loss, wanted, allow_unused=True)
+                if wanted and getattr(loss, "requires_grad", False)
+                else [None] * len(wanted)
+            )
+        gradients = dict(zip(map(id, wanted), found, strict=True))
+        every = [gradients.get(id(leaf)) for leaf in leaves]
+        return [_as_tensor(loss), *_clipped(every, self.clip_norm)]
+
+    def _eager(
+        self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], list[Any]]:
+        """Run Pyro's own loss; of a step also its gradients, by the parameters' names."""
+        if kind == "loss":
+            with torch.no_grad():
+                return {}, [_as_tensor(self.loss.loss(self.model, self.guide, *args, **kwargs))]
+        with poutine.trace(param_only=True) as capture, torch.enable_grad():
+            loss = self.loss.loss_and_grads(self.model, self.guide, *args, **kwargs)
+        sites: dict[str, Any] = capture.trace.nodes
+        parameters = {name: site["value"].unconstrained() for name, site in sites.items()}
+        gradients = [leaf.grad for leaf in parameters.values()]
+        for leaf in parameters.values():
+            leaf.grad = None
+        return parameters, [_as_tensor(loss), *gradients]
+
+
+class _Update:
+    """Steps the optimizer on parameters by name, whatever kind of optimizer it is."""
+
+    def __init__(self, optim: PyroOptim | Callable[[list[Tensor]], Optimizer]):
+        self.optim = optim
+        self.optimizer: Any = optim.optimizer if isinstance(optim, JointOptim) else None
+        self._leaves: dict[str, Tensor] = {}
+        if isinstance(optim, JointOptim):
+            self._leaves = optim.parameters
+
+    def __call__(self, parameters: dict[str, Tensor], gradients: Outputs) -> None:
+        """Update ``parameters`` in place by ``gradients``."""
+        for leaf, gradient in zip(parameters.values(), gradients, strict=True):
+            leaf.grad = gradient
+        if isinstance(self.optim, PyroOptim) and not isinstance(self.optim, JointOptim):
+            self.optim(parameters.values())
+        else:
+            self._joint(parameters).step()
+        for leaf in parameters.values():
+            leaf.grad = None
+
+    def _joint(self, parameters: dict[str, Tensor]) -> Any:
+        if self.optimizer is None:
+            self._leaves = dict(parameters)
+            self.optimizer = self.optim(list(parameters.values()))
+        for name, leaf in parameters.items():
+            if self._leaves.get(name) is not leaf:
+                self._replace(name, leaf)
+        return self.optimizer
+
+    def _replace(self, name: str, leaf: Tensor) -> None:
+        """Take another leaf, as loading into Pyro's store makes, with the old one's state."""
+        if name not in self._leaves:
+            raise InputError(
+                f"parameter {name} appeared after training began; "
+                "register every parameter in the first run of model and guide"
+            )
+        old, self._leaves[name] = self._leaves[name], leaf
+        for group in self.optimizer.param_groups:
+            group["params"] = [leaf if p is old else p for p in group["params"]]
+        if old in self.optimizer.state:
+            self.optimizer.state[leaf] = self.optimizer.state.pop(old)
+
+
+def _clipped(gradients: Outputs, clip_norm: float | None) -> list[Any]:
+    """[global 2-norm, *gradients scaled down to at most ``clip_norm``]."""
+    present = [gradient for gradient in gradients if gradient is not None]
+    norm = torch.nn.utils.get_total_norm(present)
+    if clip_norm is None:
+        return [norm, *gradients]
+    factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
+    return [norm, *(None if g is None else g * factor for g in gradients)]
+
+
+def _as_tensor(loss: Any) -> Tensor:
+    return loss.detach() if isinstance(loss, Tensor) else torch.tensor(loss)
+
+
+def _modes() -> tuple[Any, ...]:
+    """What else decides how torch computes: default dtype and autocast."""
+    autocast = (
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        for device in ("cpu", "cuda")
+    )
+    return torch.get_default_dtype(), *autocast
