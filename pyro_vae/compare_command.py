@@ -25,14 +25,13 @@ from pyro_vae.comparison_tables import (
     value_tables,
 )
 from pyro_vae.components import build
+from pyro_vae.defaults import GRADIENT_REPEATS, VALUE_REPEATS
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.scores import versions
 from pyro_vae.figures import save
 from pyro_vae.specs import parse_spec
 from pyro_vae.terminal import counting
 from pyro_vae.textbook_table import TextbookRow, textbook_table
-
-VALUE_REPEATS, GRADIENT_REPEATS = 40, 100
 
 
 class Options(NamedTuple):

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from pyro_vae.errors import InputError
@@ -79,6 +78,8 @@ def project(points: Tensor) -> tuple[Tensor, str, float | None]:
         raise InputError(f"principal components need at least 2 points, got {len(points)}")
     if bool((points == points[0]).all()):
         return torch.zeros_like(points[:, :2]), "posterior mean, the same for all data", None
+    from sklearn.decomposition import PCA
+
     pca = PCA(n_components=2).fit(points.numpy())
     projected = torch.from_numpy(pca.transform(points.numpy()))
     method = "first two principal components of the posterior mean"

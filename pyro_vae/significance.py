@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from statistics import fmean, variance
 from typing import NamedTuple
 
-from scipy.special import stdtrit  # type: ignore[import-untyped]
-
 from pyro_vae.errors import InputError
 
 # Fewer seeds a side decide nothing: the standard deviation itself is hardly known.
@@ -135,4 +133,6 @@ def _variance_of_mean(values: Sequence[float]) -> float:
 
 def _quantile(level: float, freedom: float, comparisons: int) -> float:
     """t_ν(1 − (1 − level)/(2m)), by symmetry from the lower tail, where nothing is rounded off."""
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
     return -float(stdtrit(freedom, (1 - level) / (2 * comparisons)))

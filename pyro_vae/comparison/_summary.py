@@ -5,7 +5,6 @@ __all__ = ["noise", "error"]
 import math
 from typing import Any
 
-from scipy.special import stdtrit  # type: ignore[import-untyped]
 from torch import Tensor
 
 from pyro_vae.comparison._moments import Average, distance
@@ -86,6 +85,8 @@ def _bias(average: Average, reference: Average, rounding: float) -> dict[str, fl
 
 
 def _largest_z(average: Average, reference: Average, rounding: float) -> dict[str, float | None]:
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
     variance = average.error + reference.error
     count = int((variance > 0).sum())
     if count == 0:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 
 from pyro_vae.data.downloads import download, one_line, save_npz
 from pyro_vae.data.files import read_arrays
@@ -49,17 +48,23 @@ def mnist(root: Path) -> Source:
 
     A fixed shuffle cuts the 60,000 training images into 50,000 and 10,000 for validation.
     """
-    return _torchvision("mnist", torchvision.datasets.MNIST, root)
+    from torchvision.datasets import MNIST
+
+    return _torchvision("mnist", MNIST, root)
 
 
 def fashion_mnist(root: Path) -> Source:
     """Articles of clothing, 28×28, 256 levels (Xiao et al., 2017); split as mnist."""
-    return _torchvision("fashion_mnist", torchvision.datasets.FashionMNIST, root)
+    from torchvision.datasets import FashionMNIST
+
+    return _torchvision("fashion_mnist", FashionMNIST, root)
 
 
 def kmnist(root: Path) -> Source:
     """Cursive Japanese characters, 28×28, 256 levels (Clanuwat et al., 2018); split as mnist."""
-    return _torchvision("kmnist", torchvision.datasets.KMNIST, root)
+    from torchvision.datasets import KMNIST
+
+    return _torchvision("kmnist", KMNIST, root)
 
 
 def binarized_mnist(root: Path) -> Source:

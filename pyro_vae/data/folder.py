@@ -11,7 +11,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pyro_vae.data.downloads import one_line
 from pyro_vae.data.images import Images, TensorImages
@@ -46,6 +45,8 @@ def load_folder(
     Raises:
         InputError: the arguments make no sense, or the images cannot be read.
     """
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
     height_width = (size, size) if isinstance(size, int) else size
     if height_width is not None and not (
         isinstance(height_width, tuple)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_vae.data import Split
 from pyro_vae.data.noise import permutation
+from pyro_vae.defaults import Settings
 from pyro_vae.diagnosis.bounds import simulated_bounds
 from pyro_vae.diagnosis.fit import predictive_checks
 from pyro_vae.diagnosis.gap import gap
@@ -42,34 +43,6 @@ _NOT_NEEDED = {
 }
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How much of the data is looked at, and how closely.
-
-    Raises:
-        InputError: sizes or a seed that are none.
-    """
-
-    count: int = 2000
-    """Data of each split, at most; of the gap ``gap_count``."""
-    gap_count: int = 50
-    num_samples: int = 1000
-    """K of IWAE-K, whose k̂ are looked at."""
-    num_chains: int = 16
-    """Of AIS, where log p(x) of the gap is from it; of ``bounds``, so many each way."""
-    num_temperatures: int = 400
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"count": 2, "gap_count": 2, "num_samples": 1, "num_chains": 2}
-        for name, minimum in {**least, "num_temperatures": 2}.items():
-            value = getattr(self, name)
-            if value < minimum:
-                raise InputError(f"{name} must be at least {minimum}, got {value}")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed must be from 0 to 2⁶³ − 1, got {self.seed}")
-
-
 @contextmanager
 def _unwatched(part: str) -> Iterator[OnStep]:
     yield lambda done, total: None
@@ -81,7 +54,7 @@ def diagnose(
     train: Split,
     test: Split,
     facts: Facts,
-    settings: Settings = Settings(),
+    settings: Settings = Settings(),  # noqa: B008  (frozen)
     *,
     parts: Sequence[str] | None = None,
     asked: bool | None = None,

@@ -8,7 +8,6 @@ from itertools import product
 from typing import NamedTuple
 
 import torch
-from scipy.stats import chi2, norm  # type: ignore[import-untyped]
 from torch import Tensor
 
 from pyro_vae.errors import InputError
@@ -62,6 +61,8 @@ class _Ranks(NamedTuple):
     @property
     def directional(self) -> float:
         """The smaller p-value of shift and spread."""
+        from scipy.stats import norm  # type: ignore[import-untyped]
+
         return 2 * float(norm.sf(max(abs(self.shift), abs(self.spread))))
 
     @property
@@ -200,6 +201,8 @@ def _rank(column: Tensor) -> Tensor:
 
 def _test(name: str, ranks: Tensor, num_draws: int) -> _Ranks:
     """Test ranks ``[N]`` for being uniform on {0 … L}."""
+    from scipy.stats import chi2
+
     count, levels = len(ranks), num_draws + 1
     # u = r − L/2 of a uniform r:  E u = 0,  E u² = (n² − 1)/12,
     # Var u² = (n² − 1)(n² − 4)/180,  n = L + 1;  u and u² are uncorrelated.

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.special import stdtrit  # type: ignore[import-untyped]
 from torch import Tensor
 
 from pyro_vae.errors import InputError
@@ -220,6 +219,8 @@ def _freedom(count: int, ordered: bool) -> int:
 
 def _quantile(freedom: int) -> float:
     """Student's t_ν of the two-sided level."""
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
     return -float(stdtrit(freedom, (1 - LEVEL) / 2))
 
 
