@@ -7,6 +7,8 @@ import pyro.distributions as dist
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pyro_vae.precision import full_precision
+
 
 class AmortizedGuide(PyroModule):
     """A guide of one latent z ~ q(z|x); subclasses give the ``posterior``."""
@@ -45,4 +47,4 @@ class EncodedGuide(AmortizedGuide):
 
     def posterior(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
-        return self.distribution(self.outputs(x))
+        return self.distribution(full_precision(self.outputs(x)))

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_vae.errors import InputError
+from pyro_vae.precision import in_full_precision
 
 from ._amortized import AmortizedGuide
 
@@ -32,6 +33,7 @@ class ExactPosterior(AmortizedGuide):
         # In a tuple: the model's parameters stay the model's alone.
         self._model = (model,)
 
+    @in_full_precision
     def posterior(self, x: Tensor) -> dist.TorchDistribution:
         """Return p(z|x), ``batch_shape [B]`` and ``event_shape (latent_dim,)``."""
         q: dist.TorchDistribution = self._model[0].posterior(x)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyro_vae.errors import InputError
 from pyro_vae.flows import state_of
 from pyro_vae.links import positive
+from pyro_vae.precision import in_full_precision
 
 from ._amortized import EncodedGuide
 
@@ -105,6 +106,7 @@ class _CholeskyNormal(dist.MultivariateNormal):
     _draw: tuple[Tensor, ...] | None = None
     _state: tuple[tuple[int, bool], ...] = ()
 
+    @in_full_precision
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         L = self._unbroadcasted_scale_tril
         shape = self._extended_shape(sample_shape)
@@ -114,6 +116,7 @@ class _CholeskyNormal(dist.MultivariateNormal):
         self._draw, self._state = (z, epsilon, self.loc, L), state_of(z)
         return z
 
+    @in_full_precision
     def log_prob(self, value: Tensor) -> Tensor:
         if not self._drew(value):
             return super().log_prob(value)

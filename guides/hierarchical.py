@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyro_vae.conditional_normal import ConditionalNormal
 from pyro_vae.errors import InputError
 from pyro_vae.links import positive
+from pyro_vae.precision import full_precision
 
 
 class Hierarchical(PyroModule):
@@ -59,7 +60,7 @@ class Hierarchical(PyroModule):
 
     def posterior(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z1|x), ``batch_shape [B]`` and ``event_shape (latent_dims[0],)``."""
-        return self.distribution(self.outputs(x))
+        return self.distribution(full_precision(self.outputs(x)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Sample z1, then z2 given it; the encoder runs once a datum."""

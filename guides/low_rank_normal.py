@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import InputError
 from pyro_vae.links import positive
+from pyro_vae.precision import in_full_precision
 
 from ._amortized import EncodedGuide
 
@@ -106,6 +107,7 @@ class _FactorNormal(dist.TorchDistribution):
         super(_FactorNormal, new).__init__(batch_shape, self.event_shape, validate_args=False)
         return new
 
+    @in_full_precision
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = self._extended_shape(sample_shape)
         rank = self.factor.shape[-1]
@@ -115,6 +117,7 @@ class _FactorNormal(dist.TorchDistribution):
         shared = torch.einsum("...dk,...k->...d", self.factor, eta)
         return self.loc + self.scale * (shared + epsilon)
 
+    @in_full_precision
     def log_prob(self, value: Tensor) -> Tensor:
         D = self.event_shape[0]
         y = (value - self.loc) / self.scale
@@ -142,6 +145,7 @@ class _FactorNormal(dist.TorchDistribution):
         return (self.scale**2 * (1 + (self.factor**2).sum(-1))).expand(self.shape())
 
     @property
+    @in_full_precision
     def covariance_matrix(self) -> Tensor:
         spread = self.scale.unsqueeze(-1) * self.factor
         covariance = spread @ spread.mT + torch.diag_embed(self.scale**2)

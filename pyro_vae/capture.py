@@ -1,7 +1,8 @@
 """A function of tensors as one ATen graph; a Pyro loss and its gradients among them."""
 
-__all__ = ["CaptureError", "Graph", "capture"]
+__all__ = ["CaptureError", "Graph", "capture", "same_values"]
 
+import random
 import sys
 import threading
 import traceback
@@ -12,18 +13,28 @@ from typing import Any, NoReturn
 
 import pyro
 import torch
-from pyro.infer.util import torch_item
+from pyro.infer.util import Dice, torch_item
 from torch import Tensor
-from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx import GraphModule, Node
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_vae.products import with_fast_products
+
 # Methods that hand a tensor's numbers to the host without any operator of torch.
-HOST_METHODS = ("tolist", "numpy", "__array__", "__dlpack__", "data_ptr")
-# Packages whose frames are no place in the user's program.
-LIBRARIES = tuple(
-    str(Path(module.__file__ or "").parent) for module in (torch, pyro) if module.__file__
+HOST_METHODS = (
+    "tolist", "numpy", "__array__", "__dlpack__", "data_ptr", "storage", "untyped_storage",
+    "__repr__", "__deepcopy__", "__reduce_ex__",
+)  # fmt: skip
+# Functions that make a tensor of numbers, and read them from tensors in a list.
+CONSTRUCTORS = ("tensor", "as_tensor", "asarray", "new_tensor", "new")
+FRESH = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
+# Packages whose frames are no place in the user's program, and the files that capture it.
+PYRO = str(Path(pyro.__file__).parent)
+LIBRARIES = (str(Path(torch.__file__).parent), PYRO, "<")
+CAPTURING = tuple(
+    str(Path(__file__).with_name(name))
+    for name in ("capture.py", "captured_program.py", "compiled_svi.py")
 )
 # inductor's own generator is ten times slower on a CPU than torch's, and other noise.
 COMPILE_OPTIONS: dict[str, Any] = {"fallback_random": True}
@@ -54,16 +65,40 @@ class Graph:
     def compile(self) -> "Graph":
         """Return the same graph, compiled by torch at its first call."""
         compiled = Graph(self.module, self.lifted, self.present)
-        compiled._run = torch.compile(
-            self.module, fullgraph=True, dynamic=False, options=COMPILE_OPTIONS
-        )
+        with _validation_kept():
+            run: Any = torch.compile(
+                with_fast_products(self.module),
+                fullgraph=True,
+                dynamic=False,
+                options=COMPILE_OPTIONS,
+            )
+
+        def first(*tensors: Tensor) -> Any:
+            with _validation_kept():
+                outputs = run(*tensors)
+            compiled._run = run
+            return outputs
+
+        compiled._run = first
         return compiled
 
     def __call__(self, *inputs: Tensor) -> list[Tensor | None]:
         """Run on ``inputs``; randomness comes from torch's global generators."""
-        with torch.no_grad():
+        # Autocast has chosen each operator's precision in the graph already.
+        with torch.no_grad(), torch._C._DisableAutocast():
             outputs = iter(self._run(*inputs, *self.lifted))
         return [next(outputs) if is_tensor else None for is_tensor in self.present]
+
+
+@contextmanager
+def _validation_kept() -> Iterator[None]:
+    """torch's compiler turns the validation of distributions off, for the whole process."""
+    kind: Any = torch.distributions.Distribution
+    before = kind._validate_args
+    try:
+        yield
+    finally:
+        kind.set_default_validate_args(before)
 
 
 def capture(function: Callable[[], Sequence[Tensor | None]], inputs: Sequence[Tensor]) -> Graph:
@@ -78,8 +113,12 @@ def capture(function: Callable[[], Sequence[Tensor | None]], inputs: Sequence[Te
 
     Raises:
         CaptureError: the function reads a tensor on the host, where its value could
-            decide what follows, a shape depends on data, or tracing fails.
+            decide what follows, a shape depends on data, it draws from the global
+            generators of Python or NumPy, or tracing fails.
     """
+    # Loads sympy, half a second, which ``import pyro_vae`` does not wait for.
+    from torch.fx.experimental.proxy_tensor import make_fx
+
     present: list[bool] = []
 
     def traced(*_: Tensor) -> list[Tensor]:
@@ -91,16 +130,75 @@ def capture(function: Callable[[], Sequence[Tensor | None]], inputs: Sequence[Te
         with _no_host_values():
             return traced(*tensors)
 
+    before = _host_generators()
     try:
         with _pyro_on_device(), pyro.validation_enabled(False):
             module = make_fx(run)(*inputs)
     except CaptureError:
         raise
     except Exception as error:  # whatever tracing raises: the program itself runs
-        reason = " ".join(str(error).split()) or type(error).__name__
+        said = str(error).partition("Trace Shapes:")[0]  # Pyro adds a table
+        reason = " ".join(said.split()) or type(error).__name__
         place = _place(traceback.extract_tb(error.__traceback__))
         raise CaptureError(f"{reason[:200]}{place}") from error
+    if _host_generators() != before:
+        raise CaptureError("the program draws from a random generator of Python or NumPy")
     return Graph(module, _lift_constants(module), present)
+
+
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same numbers.
+
+    Within a capture, which has no numbers to compare: whether the same operators made them of
+    the same tensors. Where that does not tell, the comparison refuses the capture.
+    """
+    if one is other or (_modes and _same_origin(_origin(one), _origin(other), {})):
+        return True
+    return bool((one == other).all())
+
+
+def _origin(tensor: Tensor) -> Any:
+    """The node of the graph that made the tensor, or the tensor."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+
+    mode = get_proxy_mode()
+    slot: Any = get_proxy_slot(tensor, mode.tracer, None) if mode else None
+    return slot.proxy.node if slot else tensor
+
+
+def _same_origin(one: Any, other: Any, known: dict[tuple[Any, Any], bool]) -> bool:
+    if one is other:
+        return True
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        pairs = zip(one, other, strict=False)
+        return len(one) == len(other) and all(_same_origin(a, b, known) for a, b in pairs)
+    if not isinstance(one, Node) or not isinstance(other, Node):
+        plain = not isinstance(one, Node | Tensor) and not isinstance(other, Node | Tensor)
+        return plain and type(one) is type(other) and bool(one == other)
+    if (one, other) not in known:
+        known[one, other] = _same_node(one, other, known)
+    return known[one, other]
+
+
+def _same_node(one: Node, other: Node, known: dict[tuple[Any, Any], bool]) -> bool:
+    if one.op == other.op == "get_attr":  # one name for one tensor
+        return one.target == other.target
+    drawn = torch.Tag.nondeterministic_seeded in getattr(one.target, "tags", ())
+    return (
+        one.op == other.op == "call_function"
+        and one.target is other.target
+        and not drawn
+        and _same_origin(one.args, other.args, known)
+        and _same_origin(list(one.kwargs.items()), list(other.kwargs.items()), known)
+    )
+
+
+def _host_generators() -> tuple[Any, ...]:
+    """The states of the global generators of Python and NumPy."""
+    from numpy.random import get_state  # loaded here: pyro_vae alone has no use for it
+
+    name, keys, *rest = get_state(legacy=True)  # noqa: NPY002  a program's, not ours
+    return random.getstate(), name, tuple(keys), *rest
 
 
 @contextmanager
@@ -133,10 +231,17 @@ def _detach(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
+_modes: list[Any] = []  # of the capture that is running
+
+
 @contextmanager
 def _no_host_values() -> Iterator[None]:
-    with _HostMethods(), _HostReads():
-        yield
+    with _HostMethods(), _HostReads() as mode:
+        _modes.append(mode)
+        try:
+            yield
+        finally:
+            _modes.pop()
 
 
 class _HostReads(TorchDispatchMode):
@@ -150,7 +255,7 @@ class _HostReads(TorchDispatchMode):
         if torch.Tag.dynamic_output_shape in func.tags and not _indexes_by_number(func, args):
             _refuse("a shape depends on the values of a tensor")
         result = func(*args, **(kwargs or {}))
-        if func in (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default):
+        if func in FRESH:
             result._from_host = True
         return result
 
@@ -161,9 +266,34 @@ class _HostMethods(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if getattr(func, "__name__", "") in HOST_METHODS and not _from_host(args):
+        name = getattr(func, "__name__", "")
+        if name in HOST_METHODS and not _from_host(args):
             _refuse("the program reads a tensor's value")
+        if name in CONSTRUCTORS and any(
+            _lists_tensors(arg) for arg in (*args, *(kwargs or {}).values())
+        ):
+            _refuse("the program makes a tensor of the values of others; take torch.stack")
+        if func in (Tensor.all, Tensor.masked_select) and _asked_by_dice():
+            return False if func is Tensor.all else torch.where(args[1], args[0], 0.0)
         return func(*args, **(kwargs or {}))
+
+
+def _asked_by_dice() -> bool:
+    """Whether Pyro's enumeration asks, which leaves out terms of probability 0 where any is.
+
+    Σ over the others is Σ over all with 0 in their place; no shape depends on data then.
+    """
+    return sys._getframe(2).f_code is Dice.compute_expectation.__code__
+
+
+def _lists_tensors(value: Any) -> bool:
+    """Whether a list, or one in it, has a tensor that was computed."""
+    if not isinstance(value, list | tuple):
+        return False
+    return any(
+        not _from_host((item,)) if isinstance(item, Tensor) else _lists_tensors(item)
+        for item in value
+    )
 
 
 def _from_host(args: tuple[Any, ...]) -> bool:
@@ -187,11 +317,13 @@ def _refuse(reason: str) -> NoReturn:
 
 def _place(frames: traceback.StackSummary) -> str:
     """The innermost frame of the user's program, or of a library where there is none."""
-    frames_outside = [frame for frame in frames if frame.filename != __file__]
-    program = [f for f in frames_outside if not f.filename.startswith((*LIBRARIES, "<"))]
-    for frame in reversed(program):
-        if Path(frame.filename).name != "contextlib.py":
-            return f", {frame.filename}:{frame.lineno}"
+    others = [f for f in frames if Path(f.filename).name not in ("contextlib.py", "copy.py")]
+    start = max((i for i, f in enumerate(others) if f.filename == CAPTURING[-1]), default=-1)
+    within = [frame for frame in others[start + 1 :] if frame.filename not in CAPTURING]
+    program = [frame for frame in within if not frame.filename.startswith(LIBRARIES)]
+    pyros = [frame for frame in within if frame.filename.startswith(PYRO)]
+    for frame in (program or pyros)[-1:]:
+        return f", {frame.filename}:{frame.lineno}"
     return ""
 
 
@@ -201,14 +333,16 @@ def _lift_constants(module: GraphModule) -> list[Tensor]:
     Tensors that the program makes of Python's numbers remain constants.
     """
     graph = module.graph
-    last = ([node for node in graph.nodes if node.op == "placeholder"] or [None])[-1]
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    last = inputs[-1] if inputs else None
     lifted: dict[int, tuple[Tensor, Any]] = {}
     for node in [node for node in graph.nodes if node.op == "get_attr"]:
         tensor = getattr(module, node.target)
         if not isinstance(tensor, Tensor) or _only_lifted_fresh(node):
             continue
         if id(tensor) not in lifted:
-            with graph.inserting_after(last):
+            with graph.inserting_after(last) if last else graph.inserting_before(first):
                 last = graph.placeholder(f"lifted_{len(lifted)}")
             lifted[id(tensor)] = tensor, last
         node.replace_all_uses_with(lifted[id(tensor)][1])
@@ -219,5 +353,4 @@ def _lift_constants(module: GraphModule) -> list[Tensor]:
 
 
 def _only_lifted_fresh(node: Any) -> bool:
-    fresh = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
-    return all(user.target in fresh for user in node.users)
+    return all(user.target in FRESH for user in node.users)

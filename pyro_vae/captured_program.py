@@ -3,13 +3,16 @@
 __all__ = ["CapturedProgram", "capture_program", "signature_of", "check_close"]
 
 import contextlib
+import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from pyro_vae.capture import CaptureError, Graph, capture
 from pyro_vae.guards import SCALARS, Guards, watch
@@ -84,10 +87,20 @@ def capture_program(
         CaptureError: the function is no graph, or the graph computes something else.
     """
     guards = watch(**roots)
+    before = guards.generator_states()
     with unchanged(guards, tensors):
         graph = capture(function, tensors)
+        if guards.generator_states() != before:
+            raise CaptureError("the program draws from a random generator of Python or NumPy")
     if change := guards.change():
         raise CaptureError(f"the program changes its own values as it runs ({change})")
+    held = {**guards.tensors, **{id(leaf): leaf for leaf in parameters.values()}}
+    for tensor in graph.lifted:
+        if id(tensor) not in held:
+            raise CaptureError(
+                f"the program takes a tensor of shape {list(tensor.shape)} from where it may be "
+                "exchanged unseen; hold it in a module, an attribute, a closure or a global"
+            )
     with unchanged(guards, tensors):
         check(graph(*tensors), False)
     if compile:
@@ -111,7 +124,7 @@ def check_close(outputs: Outputs, expected: Outputs, names: Sequence[str], compi
         got, want = _zeros(got, want), _zeros(want, got)
         if got is None or want is None or not bool(want.isfinite().all()):
             continue  # the step says that it is not finite
-        tolerance = _tolerance(want)[compiled]
+        tolerance = _tolerance(got)[compiled]
         scale = _norm(want) + (1.0 if index == 0 else float(total) * 1e-2)
         if not bool(_norm(got - want) <= tolerance * scale):
             raise CaptureError(
@@ -130,7 +143,8 @@ def signature_of(value: Any, tensors: list[Tensor]) -> Any:
             if earlier is value:
                 return ("same", position)
         tensors.append(value)
-        return (value.shape, value.dtype, value.device, value.requires_grad)
+        strides = None if value.is_contiguous() else value.stride()
+        return (value.shape, value.dtype, value.device, value.requires_grad, strides)
     if isinstance(value, tuple | list):
         return (type(value), *(signature_of(item, tensors) for item in value))
     if isinstance(value, dict):
@@ -149,7 +163,9 @@ def aliases(value: Any, known: dict[int, Tensor]) -> Any:
         if id(value) not in known:
             known[id(value)] = value.detach().requires_grad_(value.requires_grad)
         return known[id(value)]
-    if isinstance(value, tuple) and type(value) is not tuple:  # a named tuple
+    if isinstance(value, torch.Size):
+        return value
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(aliases(item, known) for item in value))
     if isinstance(value, tuple | list):
         return type(value)(aliases(item, known) for item in value)
@@ -160,15 +176,32 @@ def aliases(value: Any, known: dict[int, Tensor]) -> Any:
 
 @contextlib.contextmanager
 def unchanged(guards: Guards, tensors: Sequence[Tensor] = ()) -> Iterator[None]:
-    """Restore afterwards the random states, and every tensor that the programs hold."""
-    found = {id(t): t for t in (*guards.tensors.values(), *tensors)}
-    saved = [(tensor, tensor._version, tensor.detach().clone()) for tensor in found.values()]
-    cuda = {t.device.index for t in found.values() if t.is_cuda}
+    """Restore afterwards the random states, and every tensor that the programs hold.
+
+    Parameters that Pyro's store has are its own again; those that were made stay.
+    """
+    store = pyro.get_param_store()._params
+    leaves = dict(store)
+    found = [*guards.tensors.values(), *tensors]
+    tensors = list({id(t): t for t in found if not is_lazy(t)}.values())
+    saved = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors]
+    cuda = {t.device.index for t in tensors if t.is_cuda}
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=sorted(cuda)):
-        yield
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+            store.update(leaves)
+            _restore(saved)
+
+
+def _restore(saved: list[tuple[Tensor, int, Tensor]]) -> None:
     with torch.no_grad():
         for tensor, version, value in saved:
-            if tensor._version != version:
+            # Batch norm changes its buffers and leaves their version as it was.
+            if tensor._version != version or not torch.equal(tensor, value):
                 tensor.copy_(value)
 
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
@@ -24,6 +25,14 @@ from pyro_vae.captured_program import (
     check_close,
     signature_of,
     unchanged,
+)
+from pyro_vae.cuda_step import (
+    BadStep,
+    DeviceStep,
+    first_line,
+    record_cuda_graph,
+    why_host,
+    written_by,
 )
 from pyro_vae.errors import InputError
 from pyro_vae.guards import watch
@@ -53,8 +62,15 @@ class CompiledSVI:
     shapes that depend on data, steps are those of SVI, a warning says why in one line, and
     ``reason`` keeps it.
 
-    A step whose loss or gradient is not finite updates nothing, nor does any after it;
-    ``bad_step`` is its number.
+    A step whose loss or gradient is not finite updates nothing, no buffer either, nor does
+    any after it; ``bad_step`` is its number.
+
+    On CUDA the whole step, the optimizer's update included, is one CUDA graph, replayed
+    with fresh randomness, and nothing is read back: ``bad_step`` and ``num_steps`` wait for
+    the device where they are read. That takes a callable for ``optim``, and an optimizer
+    that torch can capture (``capturable``); ``host_reason`` says what stands against it,
+    and the compiled graph is then followed by the optimizer's own step. Where the step
+    can stay on the device and no graph be made, ``graph_reason`` says why.
 
     Arguments:
         model, guide: Pyro programs of the arguments of ``step``.
@@ -84,9 +100,13 @@ class CompiledSVI:
         ...     for _ in range(100):
         ...         loss = svi.step(torch.linspace(-2, 2, 50))
         ...     slope = pyro.param("slope")
-        >>> svi.engine, abs(float(slope) - 0.5) < 0.1
+        >>> svi.engine, abs(slope.item() - 0.5) < 0.1
         ('compiled', True)
     """
+
+    # Where steps stay on the device, and what records them there.
+    _devices: tuple[str, ...] = ("cuda",)
+    _record = staticmethod(record_cuda_graph)
 
     def __init__(
         self,
@@ -112,14 +132,21 @@ class CompiledSVI:
         self.engine = engine
         self.reason: str | None = None
         """Why steps are eager although compiled ones were asked for, or None."""
-        self.num_steps = 0
-        """Steps that updated the parameters."""
+        self.host_reason: str | None = None
+        """Why steps on CUDA are read by the host, one by one, or None."""
+        self.graph_reason: str | None = None
+        """Why steps on CUDA are no CUDA graph, or None."""
         self.gradient_norm = torch.tensor(math.nan)
         """Global 2-norm of the last step's gradient, before clipping."""
-        self.bad_step: int | None = None
-        """The 0-based number of the first step that was not finite; none after it updates."""
         self._compile = compile
         self._update = _Update(optim)
+        self._num_taken = 0
+        self._bad_step: int | None = None
+        self._bad_on_device: BadStep | None = None
+        self._device_steps: dict[CapturedProgram, DeviceStep | None] = {}
+        self._num_recorded = 0
+        self._kept = _Kept(model, guide)
+        self._buffers: dict[CapturedProgram, list[Tensor]] = {}
         self._programs: dict[Any, list[CapturedProgram]] = {}
         self._num_captures = 0
         self._eager_losses = False
@@ -127,20 +154,34 @@ class CompiledSVI:
     def step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take a gradient step on the loss; return the loss before it, detached."""
         found = self._find("step", args, kwargs)
+        on_device = None if found is None else self._on_device(*found)
         if found is None:
-            parameters, (loss, *gradients) = self._eager("step", args, kwargs)
+            with self._kept:
+                parameters, (loss, *gradients) = self._eager("step", args, kwargs)
             norm, *gradients = _clipped(gradients, self.clip_norm)
+            self._finish(parameters, loss, norm, gradients, self._kept.restore)
+        elif on_device is not None:
+            loss, norm = on_device(found[1])
         else:
             program, tensors = found
-            parameters = program.parameters
+            before = [(buffer, buffer.clone()) for buffer in self._written(program)]
             loss, norm, *gradients = program(*tensors)
+            self._finish(program.parameters, loss, norm, gradients, lambda: _restore(before))
         self.gradient_norm = norm
-        if self.bad_step is None and not (math.isfinite(loss) and math.isfinite(norm)):
-            self.bad_step = self.num_steps
-        if self.bad_step is None:
-            self._update(parameters, gradients)
-            self.num_steps += 1
+        self._num_taken += 1
         return loss
+
+    @property
+    def bad_step(self) -> int | None:
+        """The 0-based number of the first step that was not finite; none after it updates."""
+        if self._bad_step is None and self._bad_on_device is not None:
+            self._bad_step = self._bad_on_device.read()
+        return self._bad_step
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that updated the parameters."""
+        return self._num_taken if self.bad_step is None else self.bad_step
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss, detached; nothing is updated."""
@@ -154,6 +195,61 @@ class CompiledSVI:
     def optimizer(self) -> Any:
         """The optimizer that the callable made; None before the first step."""
         return self._update.optimizer
+
+    def _finish(
+        self,
+        parameters: dict[str, Tensor],
+        loss: Tensor,
+        norm: Tensor,
+        gradients: Outputs,
+        restore: Callable[[], None],
+    ) -> None:
+        """Update, unless this step or one before it is not finite; the host reads it."""
+        if self.bad_step is None and not (math.isfinite(loss) and math.isfinite(norm)):
+            self._bad_step = self._num_taken
+        if self.bad_step is None:
+            self._update(parameters, gradients)
+        else:
+            restore()
+        if self._bad_on_device is not None:  # the next step may stay there
+            self._bad_on_device.count.fill_(self._num_taken + 1)
+
+    def _on_device(self, program: CapturedProgram, tensors: list[Tensor]) -> DeviceStep | None:
+        """Return the step of this program that stays on the device; None: the host reads it."""
+        device = next((leaf.device for leaf in program.parameters.values()), None)
+        if device is None or device.type not in self._devices or self._bad_step is not None:
+            return None
+        if program in self._device_steps:
+            step = self._device_steps[program]
+            if step is None or step.holds():
+                return step
+        self._device_steps[program] = None
+        optimizer = self._update.prepare(program.parameters)
+        self.host_reason = why_host(program, optimizer, tensors, device)
+        if self.host_reason is None:
+            self._device_steps[program] = self._record_step(program, optimizer, tensors, device)
+        return self._device_steps[program]
+
+    def _record_step(
+        self, program: CapturedProgram, optimizer: Any, tensors: list[Tensor], device: torch.device
+    ) -> DeviceStep | None:
+        if self._bad_on_device is None:
+            self._bad_on_device = BadStep(device, self._num_taken)
+        self._num_recorded += 1
+        often = self._num_recorded > CAPTURES_AT_ONCE + self._num_taken // STEPS_A_CAPTURE
+        record = None if often else self._record
+        try:
+            step = DeviceStep(program, optimizer, tensors, self._bad_on_device, record)
+        except Exception as error:  # an optimizer's own; the host can still take the step
+            self.host_reason = first_line(error)
+            return None
+        self.graph_reason = "the optimizer's numbers keep changing" if often else step.reason
+        return step
+
+    def _written(self, program: CapturedProgram) -> list[Tensor]:
+        if program not in self._buffers:
+            self._buffers[program] = written_by(program.graph)[0]
+        return self._buffers[program]
 
     def _find(
         self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -196,7 +292,7 @@ class CompiledSVI:
             CaptureError: the program is no graph, or its graph computes something else.
         """
         self._num_captures += 1
-        if self._num_captures > CAPTURES_AT_ONCE + self.num_steps // STEPS_A_CAPTURE:
+        if self._num_captures > CAPTURES_AT_ONCE + self._num_taken // STEPS_A_CAPTURE:
             changes = [change for program in earlier if (change := program.change())]
             raise CaptureError(
                 f"captured {self._num_captures - 1} times already, and the program keeps changing "
@@ -209,7 +305,10 @@ class CompiledSVI:
         known: dict[int, Tensor] = {}
         args, kwargs = aliases((args, kwargs), known)
         roots = {"model": self.model, "guide": self.guide, "loss": self.loss}
+        roots["arguments"] = (args, kwargs)
         tensors = list(known.values())
+        if kind == "step" and any(tensor.requires_grad for tensor in tensors):
+            raise CaptureError("an argument requires a gradient, which a step would add to it")
         with unchanged(watch(**roots), tensors):
             parameters, expected = self._eager(kind, args, kwargs)
         names = ["the loss", *(f"the gradient of {name!r}" for name in parameters)]
@@ -231,13 +330,18 @@ class CompiledSVI:
 
         Draws of initial values are not used again for the step's noise.
         """
+        tensors: list[Tensor] = []
+        signature_of((args, kwargs), tensors)
+        devices = sorted({tensor.device.index for tensor in tensors if tensor.is_cuda})
         states = []
         for _ in range(2):
-            with unchanged(watch(model=self.model, guide=self.guide)), torch.no_grad():
+            with unchanged(watch(model=self.model, guide=self.guide), tensors), torch.no_grad():
                 self.loss.loss(self.model, self.guide, *args, **kwargs)
-                states.append(torch.get_rng_state())
-        if not torch.equal(*states):
-            torch.set_rng_state(states[0])
+                states.append(_random_states(devices))
+        if not all(map(torch.equal, *states)):
+            torch.set_rng_state(states[0][0])
+            for device, state in zip(devices, states[0][1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
 
     def _loss_and_gradients(
         self, kind: str, leaves: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -257,7 +361,7 @@ class CompiledSVI:
             )
         gradients = dict(zip(map(id, wanted), found, strict=True))
         every = [gradients.get(id(leaf)) for leaf in leaves]
-        return [_as_tensor(loss), *_clipped(every, self.clip_norm)]
+        return [_as_tensor(loss), *_clipped(_apart(every), self.clip_norm)]
 
     def _eager(
         self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -266,6 +370,8 @@ class CompiledSVI:
         if kind == "loss":
             with torch.no_grad():
                 return {}, [_as_tensor(self.loss.loss(self.model, self.guide, *args, **kwargs))]
+        for leaf in pyro.get_param_store()._params.values():
+            leaf.grad = None  # of something else: no part of this step
         with poutine.trace(param_only=True) as capture, torch.enable_grad():
             loss = self.loss.loss_and_grads(self.model, self.guide, *args, **kwargs)
         sites: dict[str, Any] = capture.trace.nodes
@@ -290,14 +396,17 @@ class _Update:
         """Update ``parameters`` in place by ``gradients``."""
         for leaf, gradient in zip(parameters.values(), gradients, strict=True):
             leaf.grad = gradient
-        if isinstance(self.optim, PyroOptim) and not isinstance(self.optim, JointOptim):
+        if isinstance(self.optim, PyroOptim):
             self.optim(parameters.values())
         else:
-            self._joint(parameters).step()
+            self.prepare(parameters).step()
         for leaf in parameters.values():
             leaf.grad = None
 
-    def _joint(self, parameters: dict[str, Tensor]) -> Any:
+    def prepare(self, parameters: dict[str, Tensor]) -> Any:
+        """Return the ``torch.optim`` optimizer of these, or None: ``pyro.optim`` has several."""
+        if isinstance(self.optim, PyroOptim):
+            return None
         if self.optimizer is None:
             self._leaves = dict(parameters)
             self.optimizer = self.optim(list(parameters.values()))
@@ -320,6 +429,48 @@ class _Update:
             self.optimizer.state[leaf] = self.optimizer.state.pop(old)
 
 
+class _Kept:
+    """What an eager step changes beside the parameters: buffers, known by what it did before."""
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any]):
+        self._programs = {"model": model, "guide": guide}
+        self._tensors: list[Tensor] | None = None
+        self._written: set[int] | None = None
+        self._saved: list[tuple[Tensor, Tensor]] = []
+        self._versions: list[int] = []
+
+    def __enter__(self) -> None:
+        if self._tensors is None:
+            found = watch(**self._programs).tensors.values()
+            self._tensors = [tensor for tensor in found if not tensor.requires_grad]
+        known = self._written
+        self._saved = [(t, t.clone()) for t in self._tensors if known is None or id(t) in known]
+        self._versions = [tensor._version for tensor in self._tensors]
+
+    def __exit__(self, *_: object) -> None:
+        pairs = zip(self._tensors or (), self._versions, strict=True)
+        touched = {id(tensor) for tensor, version in pairs if tensor._version != version}
+        if self._written is None:
+            # Batch normalization writes its statistics without a new version.
+            changed = {id(t) for t, value in self._saved if not torch.equal(t, value)}
+            self._written = changed | touched
+        elif not touched <= self._written:
+            self._written = None  # it does now what it did not before: look again
+
+    def restore(self) -> None:
+        _restore(self._saved)
+
+
+def _restore(saved: list[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        for tensor, value in saved:
+            tensor.copy_(value)
+
+
+def _random_states(devices: list[int]) -> list[Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+
+
 def _clipped(gradients: Outputs, clip_norm: float | None) -> list[Any]:
     """[global 2-norm, *gradients scaled down to at most ``clip_norm``]."""
     present = [gradient for gradient in gradients if gradient is not None]
@@ -330,14 +481,32 @@ def _clipped(gradients: Outputs, clip_norm: float | None) -> list[Any]:
     return [norm, *(None if g is None else g * factor for g in gradients)]
 
 
+def _apart(gradients: list[Tensor | None]) -> list[Tensor | None]:
+    """Gradients each in memory of its own, as a parameter's ``grad`` is: optimizers write there."""
+    seen: set[int] = set()
+    apart: list[Tensor | None] = []
+    for gradient in gradients:
+        if gradient is not None:
+            shared = id(gradient) in seen or gradient._base is not None
+            seen.add(id(gradient))
+            if shared or not gradient.is_contiguous():
+                gradient = gradient.clone(memory_format=torch.contiguous_format)
+        apart.append(gradient)
+    return apart
+
+
 def _as_tensor(loss: Any) -> Tensor:
-    return loss.detach() if isinstance(loss, Tensor) else torch.tensor(loss)
+    if isinstance(loss, Tensor):
+        return loss.detach()
+    return torch.tensor(loss, dtype=torch.float64)  # all digits of Python's number
 
 
 def _modes() -> tuple[Any, ...]:
-    """What else decides how torch computes: default dtype and autocast."""
+    """What else decides how torch computes: default dtype, autocast and TF32."""
     autocast = (
         torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         for device in ("cpu", "cuda")
     )
-    return torch.get_default_dtype(), *autocast
+    backends: Any = torch.backends
+    tf32 = backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision
+    return torch.get_default_dtype(), *autocast, *tf32

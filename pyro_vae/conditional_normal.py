@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pyro_vae.links import positive
 from pyro_vae.networks import mlp
+from pyro_vae.precision import full_precision
 
 
 class ConditionalNormal(nn.Module):
@@ -39,5 +40,5 @@ class ConditionalNormal(nn.Module):
     def forward(self, z: Tensor) -> dist.TorchDistribution:
         """Return p(y|z), ``[*]`` by ``event_shape (out_dim,)``, for z ``[*, in_dim]``."""
         features = self.body(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], -1)
-        loc, raw_scale = self.head(features).chunk(2, dim=-1)
+        loc, raw_scale = full_precision(self.head(features)).chunk(2, dim=-1)
         return dist.Normal(loc, positive(raw_scale), validate_args=False).to_event(1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import InputError, suggest
+from pyro_vae.precision import full_precision
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -66,7 +67,7 @@ class Encoder(nn.Module):
         if self.log_input:
             # log(1 + x) of counts; a learned pseudo-input may be negative, and keeps a gradient.
             x = torch.where(x > 0, x.clamp(min=0).log1p(), x)
-        features: Tensor = self.body(x.reshape(-1, *self.event_shape))
+        features = full_precision(self.body(x.reshape(-1, *self.event_shape)))
         return features.reshape(*x.shape[:split], self.out_features)
 
 
@@ -101,7 +102,7 @@ class Decoder(nn.Module):
                 f"decoder expected z of shape [*, {self.latent_dim}], got [{_shown(z.shape)}]"
             )
         batch = z.shape[:-1]
-        out: Tensor = self.body(z.reshape(-1, self.latent_dim))
+        out = full_precision(self.body(z.reshape(-1, self.latent_dim)))
         # P outermost in memory, last in shape: unbind(-1) gives contiguous parameters.
         return out.reshape(*batch, self.params_per_dim, *self.event_shape).movedim(len(batch), -1)
 

@@ -86,10 +86,10 @@ def _operator() -> Any:
     library.impl("linear", lambda a, w, bias: linear(a, w, bias, "none", [], ""), "CPU")
     _libraries.append(library)  # its operators live as long as it does
 
-    @torch.library.register_fake("pyro_vae::linear")
     def shape(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return a.new_empty(a.shape[0], weight.shape[0])
 
+    torch.library.register_fake("pyro_vae::linear", shape)
     return torch.ops.pyro_vae.linear.default
 
 

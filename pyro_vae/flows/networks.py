@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import elu
 
+from pyro_vae.precision import full_precision
+
 Network = Callable[[Tensor], Tensor]
 
 
@@ -34,7 +36,7 @@ class StepNetwork(nn.Module):
             h = first(z) + context
             for layer in rest:
                 h = layer(elu(h))
-            params: Tensor = h.unflatten(-1, (-1, self.params_per_dim))
+            params: Tensor = full_precision(h).unflatten(-1, (-1, self.params_per_dim))
             return params
 
         return run

@@ -213,3 +213,32 @@ def test_protocol_of_a_subset_and_of_an_unknown_split():
     }
     with pytest.raises(InputError, match="did you mean 'test'"):
         data.protocol("tests")
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_batches_sent_one_by_one_are_those_that_lie_on_the_device(spec, monkeypatch):
+    split = load_data(spec).train
+    expected = list(split.batches(70, torch.Generator().manual_seed(1)))
+    monkeypatch.setattr("pyro_vae.data.images._fits", lambda raw, device: False)
+    split._images._on_device.clear()
+    found = list(split.batches(70, torch.Generator().manual_seed(1)))
+    assert not split._images._on_device
+    assert len(found) == len(expected)
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("spec", SPECS)
+def test_batches_are_made_without_waiting_for_the_device(spec, fits, monkeypatch):
+    monkeypatch.setattr("pyro_vae.data.images._fits", lambda raw, device: fits)
+    generator = torch.Generator(device="cuda").manual_seed(0)
+    batches = load_data(spec).train.batches(70, generator)
+    first = next(batches)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        rest = list(batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(x.device.type == "cuda" for x in [first, *rest])
