@@ -15,6 +15,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vae.capture import same_values
 from pyro_vae.errors import InputError
 
 Program = Callable[..., Any]
@@ -211,8 +212,20 @@ def own_scale(site: Site) -> Any:
 def same_scale(one: Any, other: Any) -> bool:
     """Whether two scales are one; a tensor, which may be annealed, is never a number."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one is other or (one.shape == other.shape and bool((one == other).all()))
+        return one is other or (one.shape == other.shape and same_values(one, other))
     return not isinstance(one, Tensor) and not isinstance(other, Tensor) and bool(one == other)
+
+
+def equal_everywhere(one: Any, other: Any) -> bool:
+    """Whether two numbers or tensors are equal wherever they are broadcast together."""
+    if one is other:
+        return True
+    if not isinstance(one, Tensor) and not isinstance(other, Tensor):
+        return bool(one == other)
+    a, b = (torch.as_tensor(each).detach() for each in (one, other))
+    if isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape:
+        return same_values(one, other)
+    return bool((a.double().to(b.device) == b.double()).all())
 
 
 def _under_particles(program: Program, num_samples: int) -> Program:

@@ -5,10 +5,8 @@ __all__ = ["check_order", "check_one_scale"]
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-
 from pyro_vae.errors import InputError
-from pyro_vae.execution import own_scale, same_scale
+from pyro_vae.execution import equal_everywhere, own_scale, same_scale
 
 
 def check_order(name: str, guide: Iterable[str], model: Iterable[str]) -> None:
@@ -48,6 +46,4 @@ def check_one_scale(name: str, guide: dict[str, Any], model: dict[str, Any]) -> 
 
 
 def _same_masks(one: Any, other: Any) -> bool:
-    if one is None or other is None:
-        return False
-    return bool((torch.as_tensor(one) == torch.as_tensor(other)).all())
+    return one is not None and other is not None and equal_everywhere(one, other)

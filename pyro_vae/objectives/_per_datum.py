@@ -22,6 +22,7 @@ from pyro_vae.execution import (
     Program,
     check_no_points,
     check_same_latents,
+    equal_everywhere,
     execute,
     own_scale,
     plate_scale,
@@ -324,7 +325,7 @@ def common_scale(model: Execution) -> Any:
     scales = [own_scale(site) for site in model.observed.values()]
     first = scales[0]
     for name, other in zip(model.observed, scales, strict=True):
-        if other is not first and not bool(torch.as_tensor(other == first).all()):
+        if not equal_everywhere(other, first):
             raise InputError(
                 f"observed site {name!r} of the model has another scale than the first: a "
                 "weight per datum takes one scale for all of them"

@@ -4,10 +4,10 @@ __all__ = ["DReG"]
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pyro_vae.errors import InputError
+from pyro_vae.execution import equal_everywhere
 from pyro_vae.objectives._path import path_estimate
 from pyro_vae.objectives._per_datum import Call, Estimate, PerDatum
 from pyro_vae.objectives._weights import log_mean_exp, normalized
@@ -50,7 +50,7 @@ def _doubly(log_weight: Tensor, betas: list[Any]) -> tuple[Tensor, Tensor]:
     """w̃ and 1 − β (1 − w̃), which is w̃ at β = 1."""
     weights = normalized(log_weight)
     beta = betas[0] if betas else 1.0
-    if any(other is not beta and not _equal(other, beta) for other in betas):
+    if not all(equal_everywhere(other, beta) for other in betas):
         raise InputError(
             "dreg: the guide's latents have unlike scales, and the gradient has one β; wrap both "
             "programs in pyro_vae.annealing.Beta"
@@ -58,7 +58,3 @@ def _doubly(log_weight: Tensor, betas: list[Any]) -> tuple[Tensor, Tensor]:
     if not isinstance(beta, Tensor) and beta == 1:
         return weights, weights
     return weights, 1 - beta * (1 - weights)
-
-
-def _equal(one: Any, other: Any) -> bool:
-    return bool((torch.as_tensor(one) == torch.as_tensor(other)).all())

@@ -4,11 +4,10 @@ __all__ = ["TraceEnum"]
 
 from typing import Any
 
-import torch
 from pyro.infer import TraceEnum_ELBO
 
 from pyro_vae.errors import InputError
-from pyro_vae.execution import own_scale
+from pyro_vae.execution import equal_everywhere, own_scale
 from pyro_vae.objectives._particles import SampledKL, checked_traces, particles
 
 
@@ -38,14 +37,8 @@ def _check_summed(model_trace: Any, guide_trace: Any) -> None:
     observed = [own_scale(site) for site in sites if site["is_observed"]]
     for site in sites:
         summed = "_enumerate_dim" in site["infer"] and site["name"] not in guide_trace.nodes
-        if summed and any(_unlike(own_scale(site), scale) for scale in observed):
+        if summed and not all(equal_everywhere(own_scale(site), scale) for scale in observed):
             raise InputError(
                 f"trace_enum: latent site {site['name']!r} of the model is summed out and has a "
                 "scale of its own: β has no meaning for it"
             )
-
-
-def _unlike(one: Any, other: Any) -> bool:
-    """Whether two scales differ anywhere; either may carry a gradient, or be one a datum."""
-    a, b = (torch.as_tensor(each).detach().double() for each in (one, other))
-    return bool((a.to(b.device) != b).any())
