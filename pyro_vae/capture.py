@@ -16,6 +16,7 @@ import torch
 from pyro.infer.util import Dice, torch_item
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -344,6 +345,7 @@ def _lift_constants(module: GraphModule) -> list[Tensor]:
         if id(tensor) not in lifted:
             with graph.inserting_after(last) if last else graph.inserting_before(first):
                 last = graph.placeholder(f"lifted_{len(lifted)}")
+            last.meta["tensor_meta"] = _extract_tensor_metadata(tensor)
             lifted[id(tensor)] = tensor, last
         node.replace_all_uses_with(lifted[id(tensor)][1])
         graph.erase_node(node)

@@ -119,7 +119,8 @@ def check_close(outputs: Outputs, expected: Outputs, names: Sequence[str], compi
     Raises:
         CaptureError: with the name and both values.
     """
-    total = torch.stack([_norm(e) for e in expected[1:]] or [torch.zeros(())]).norm()
+    norms = torch.stack([_norm(gradient) for gradient in expected[1:]] or [torch.zeros(())])
+    total = norms[norms.isfinite()].norm()
     for index, (name, got, want) in enumerate(zip(names, outputs, expected, strict=True)):
         got, want = _zeros(got, want), _zeros(want, got)
         if got is None or want is None or not bool(want.isfinite().all()):

@@ -5,57 +5,26 @@ __all__ = ["app"]
 import contextlib
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 import pyro_vae
-from pyro_vae import figures, gallery
-from pyro_vae.compare_command import (
-    GRADIENT_REPEATS,
-    VALUE_REPEATS,
-    Options,
-    check_specs,
-    compare_subject,
-    parse_particles,
-)
-from pyro_vae.comparison.subject import program_subject, run_subject
-from pyro_vae.components import find, names
 from pyro_vae.config import Config, read_yaml
-from pyro_vae.data import describe_data
-from pyro_vae.diagnose_command import chosen_parts, diagnose_subject
-from pyro_vae.diagnose_command import program_subject as program_to_diagnose
-from pyro_vae.diagnose_command import run_subject as run_to_diagnose
-from pyro_vae.diagnosis.diagnose import Settings as DiagnosisSettings
+from pyro_vae.defaults import GRADIENT_REPEATS, VALUE_REPEATS
+from pyro_vae.defaults import Settings as DiagnosisSettings
 from pyro_vae.errors import InputError, suggest
-from pyro_vae.evaluate_command import Options as EvaluateOptions
-from pyro_vae.evaluate_command import evaluate_pair, evaluate_run
-from pyro_vae.run_training import resume_run, start_run, train_run
-from pyro_vae.runs import load_run, read_rows
-from pyro_vae.significance import mean_interval
-from pyro_vae.sweep import (
-    FACTORS,
-    Observer,
-    PlannedRun,
-    Result,
-    Results,
-    Stopped,
-    plan_sweep,
-    run_sweep,
-)
-from pyro_vae.sweep_tables import sweep_line, sweep_tables, sweep_verdict
-from pyro_vae.terminal import (
-    TITLES,
-    TrainingDisplay,
-    counting,
-    graceful_stop,
-)
-from pyro_vae.training import Trainer
 
+if TYPE_CHECKING:
+    from pyro_vae.sweep import Observer, Results
+    from pyro_vae.training import Trainer
+
+# Whatever needs torch is imported by the command that needs it: help waits for none of it.
 app = typer.Typer(
     name="pyro-vae",
     help="A workbench for variational autoencoders in Pyro.",
@@ -69,6 +38,8 @@ console = Console(highlight=False, markup=False, emoji=False)  # paths hold brac
 
 DEFAULTS = Config()
 COMPONENTS, TRAINING, PLACE = "Components", "Training", "Data, seed and place"
+ENGINE = "compiled or eager; none compiles 5,000 steps or more."
+PRECISION = "Of the steps' matrix products: float32, tf32 or bfloat16."
 LISTS, SCORES = "What varies (repeat an option for a list)", "Scores"
 
 
@@ -168,6 +139,8 @@ def train(
     seed: Annotated[int | None, _setting("seed", "Seed of weights and noise.", PLACE)] = None,
     device: Annotated[str | None, _setting("device", "auto, cpu or cuda.", PLACE)] = None,
     dtype: Annotated[str | None, _setting("dtype", "float32 or float64.", PLACE)] = None,
+    engine: Annotated[str | None, _setting("engine", ENGINE, PLACE)] = None,
+    precision: Annotated[str | None, _setting("precision", PRECISION, PLACE)] = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", help="A YAML file of these settings; options override it."),
@@ -189,6 +162,8 @@ def train(
 
     Components are specs such as [bold]normal(scale=learned)[/]; quote them in the shell.
     """
+    from pyro_vae.run_training import resume_run, start_run
+
     given = _given(locals())
     if resume is not None:
         if out is not None or config is not None:
@@ -276,6 +251,8 @@ def sweep(
     ] = None,
     device: Annotated[str | None, _setting("device", "auto, cpu or cuda.", PLACE)] = None,
     dtype: Annotated[str | None, _setting("dtype", "float32 or float64.", PLACE)] = None,
+    engine: Annotated[str | None, _setting("engine", ENGINE, PLACE)] = None,
+    precision: Annotated[str | None, _setting("precision", PRECISION, PLACE)] = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", help="A YAML file of settings; options override it."),
@@ -297,6 +274,9 @@ def sweep(
     Writes sweep.json, sweep.csv and figures/sweep.png; they describe the lists of the last call.
     Which of two is better is said only where five seeds each leave no doubt.
     """
+    from pyro_vae.sweep import FACTORS, Stopped, plan_sweep, run_sweep
+    from pyro_vae.terminal import graceful_stop
+
     options = locals()
     lists = {name: options.pop(name) for name in FACTORS}
     settings = _settings(config, _given(options))
@@ -316,7 +296,7 @@ def sweep(
             on_check=on_check,
         )
     again = "the same command" if out else f"the same command with --out '{folder}'"
-    with graceful_stop() as stop:
+    with graceful_stop() as stop, _eager_said():
         try:
             results = run_sweep(plan, _sweep_observer(len(plan.runs), stop))
         except Stopped:
@@ -380,13 +360,16 @@ def evaluate_command(
     [bold]pyro-vae evaluate runs/a runs/b[/] scores both, and gives the difference of log p(x)
     paired over the data: of two trained networks, not of two priors.
     """
+    from pyro_vae.evaluate_command import Options, evaluate_pair, evaluate_run
+    from pyro_vae.runs import load_run
+
     if len(runs) > 2:
         raise InputError(f"evaluate takes one run, or two to compare, got {len(runs)}; see sweep")
     if out is not None and len(runs) == 1:
         raise InputError(
             "--out is for the difference of two runs; one is written to RUN/evaluation"
         )
-    options = EvaluateOptions(
+    options = Options(
         split=split, num_samples=num_samples, count=count, chunk_size=chunk_size, seed=seed,
         adaptive="all" if adaptive_all else "flagged" if adaptive else None,
         evidence=evidence,
@@ -451,6 +434,9 @@ def compare(
 
     Writes comparison.json, figures/estimators.png and figures/signal_to_noise.png.
     """
+    from pyro_vae.compare_command import Options, check_specs, compare_subject, parse_particles
+    from pyro_vae.comparison.subject import program_subject, run_subject
+
     options = Options(
         estimators=estimator or None, particles=parse_particles(particles),
         num_repeats=num_repeats, gradients=gradients, textbook=textbook, seed=seed,
@@ -532,6 +518,13 @@ def diagnose(
 
     Writes diagnosis.json and figures; both hold the parts of the last call.
     """
+    from pyro_vae.diagnose_command import (
+        chosen_parts,
+        diagnose_subject,
+        program_subject,
+        run_subject,
+    )
+
     parts, asked = chosen_parts(only, skip), only is not None
     settings = DiagnosisSettings(
         count=count, gap_count=gap_count, num_samples=num_samples, num_chains=num_chains,
@@ -542,7 +535,7 @@ def diagnose(
             raise InputError("give a run folder, or --program FILE.py with its --data")
         if weights != "best":
             raise InputError("--weights are a run's; a program has those that its file gives it")
-        with program_to_diagnose(
+        with program_subject(
             program, data, seed=seed, device=device, data_root=data_root
         ) as subject:
             folder = out or _next_folder(Path("runs"), "diagnose")
@@ -550,7 +543,7 @@ def diagnose(
         return
     if program is not None or data is not None:
         raise InputError("--program and --data go without a run folder, which has its own")
-    subject = run_to_diagnose(
+    subject = run_subject(
         run, weights=weights, device=device, data_root=data_root, allow_code=allow_code
     )
     diagnose_subject(console, subject, out or run, settings, parts, asked)
@@ -568,6 +561,9 @@ def sample(
     out: OutOption = None,
 ) -> None:
     """Draw from the prior: the decoder's means beside draws of data; a vamp's pseudo-inputs too."""
+    from pyro_vae import gallery
+    from pyro_vae.runs import load_run
+
     loaded = load_run(run, allow_code=allow_code, device=device)
     _say(gallery.draw_samples(loaded, num_samples, seed, out))
     if out is None and gallery.has_pseudo_inputs(loaded):
@@ -586,6 +582,9 @@ def reconstruct(
     out: OutOption = None,
 ) -> None:
     """Draw data above their reconstructions from one z ~ q(z|x)."""
+    from pyro_vae import gallery
+    from pyro_vae.runs import load_run
+
     loaded = load_run(run, allow_code=allow_code, device=device, data_root=data_root)
     _say(gallery.draw_reconstructions(loaded, split, count, seed, out))
 
@@ -612,6 +611,9 @@ def traverse(
     out: OutOption = None,
 ) -> None:
     """Draw what the decoder makes of each latent dimension moved alone."""
+    from pyro_vae import gallery
+    from pyro_vae.runs import load_run
+
     loaded = load_run(run, allow_code=allow_code, device=device, data_root=data_root)
     chosen = _whole_numbers(dims) if dims is not None else None
     _say(gallery.draw_traversals(loaded, split, chosen, steps, span, datum, seed, out))
@@ -630,6 +632,9 @@ def interpolate(
     out: OutOption = None,
 ) -> None:
     """Draw the decoded line between the posterior means of two data."""
+    from pyro_vae import gallery
+    from pyro_vae.runs import load_run
+
     loaded = load_run(run, allow_code=allow_code, device=device, data_root=data_root)
     _say(gallery.draw_interpolation(loaded, split, count, steps, seed, out))
 
@@ -646,6 +651,9 @@ def embed(
     out: OutOption = None,
 ) -> None:
     """Draw the latent map, coloured by label; for two latents the decoder's manifold too."""
+    from pyro_vae import gallery
+    from pyro_vae.runs import load_run
+
     loaded = load_run(run, allow_code=allow_code, device=device, data_root=data_root)
     _say(gallery.draw_embedding(loaded, split, count, seed, out))
     if out is None and gallery.is_plane(loaded):
@@ -659,6 +667,9 @@ def list_command(
     ] = None,
 ) -> None:
     """List every component with its arguments and one line."""
+    from pyro_vae.components import names
+    from pyro_vae.data import describe_data
+
     kinds = ("data", "prior", "likelihood", "guide", "model", "network", "objective", "optimizer",
              "schedule")  # fmt: skip
     if kind is not None and kind not in kinds:
@@ -686,11 +697,16 @@ def demo(
 
     Two runs: eight latents to be scored, two latents to be seen as a map.
     """
+    from pyro_vae import gallery
+    from pyro_vae.evaluate_command import Options, evaluate_run
+    from pyro_vae.run_training import start_run
+    from pyro_vae.runs import load_run
+
     folder = out or _next_folder(Path("runs"), "demo")
     settings = Config(
         data="digits(values=continuous)", likelihood="normal(scale=learned)", latent_dim=8,
         encoder="mlp(hidden=(256, 256))", batch_size=64, warm_up=20, epochs=epochs, patience=60,
-        seed=seed, device="cpu",
+        seed=seed, device="cpu", engine="eager",
     )  # fmt: skip
     pictures: list[Path] = []
     for dims in (8, 2):
@@ -699,7 +715,7 @@ def demo(
         config, _, trainer = start_run(settings.replace(latent_dim=dims), path)
         _train(path, config, trainer, tensorboard=False)
         run = load_run(path)
-        evaluate_run(console, run, EvaluateOptions(num_samples=num_samples, seed=seed))
+        evaluate_run(console, run, Options(num_samples=num_samples, seed=seed))
         pictures += [path / "figures" / "training.png", *gallery.draw_all(run, seed=seed)]
     console.print("\nThe pictures:")
     for picture in pictures:
@@ -715,22 +731,30 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 def _settings(file: Path | None, given: dict[str, Any]) -> Config:
     """A file's settings, a run's own config.yaml among them, and over them what was given."""
     mapping = read_yaml(file) if file else {}
+    if "facts" in mapping:  # a run's own, from before engines were recorded
+        mapping.setdefault("engine", "eager")
     for key in ("facts", "content", "code"):
         mapping.pop(key, None)
     return Config.from_mapping({**mapping, **given}, str(file))
 
 
-def _train(path: Path, config: Config, trainer: Trainer, tensorboard: bool) -> None:
+def _train(path: Path, config: Config, trainer: "Trainer", tensorboard: bool) -> None:
     """Train into the folder, with a display; say how to resume after an interruption."""
+    from pyro_vae import gallery
+    from pyro_vae.run_training import train_run
+    from pyro_vae.runs import read_rows
+    from pyro_vae.terminal import TITLES, TrainingDisplay, graceful_stop
+
     writer = _event_writer(path) if tensorboard else None
 
     def on_epoch(row: dict[str, Any]) -> None:
         display.on_epoch(row)
         if writer is not None:
             for name, value in row.items():
-                writer.add_scalar(name, value, row["step"])
+                if not isinstance(value, str):
+                    writer.add_scalar(name, value, row["step"])
 
-    with graceful_stop() as stop, TrainingDisplay(console, trainer) as display:
+    with graceful_stop() as stop, _eager_said(), TrainingDisplay(console, trainer) as display:
         finished = train_run(
             path, config, trainer, on_epoch=on_epoch, on_step=display.on_step, stop=stop
         )
@@ -753,6 +777,14 @@ def _train(path: Path, config: Config, trainer: Trainer, tensorboard: bool) -> N
     )
 
 
+@contextlib.contextmanager
+def _eager_said() -> Iterator[None]:
+    """Leave it to the display to say that steps are eager, and why."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "steps are eager", UserWarning)
+        yield
+
+
 def _event_writer(path: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -764,6 +796,7 @@ def _event_writer(path: Path) -> Any:
 @contextlib.contextmanager
 def _checking() -> Iterator[Callable[[int, int], None]]:
     """Follow the planning of a sweep: a bar on a terminal, elsewhere a line before it."""
+    from pyro_vae.terminal import counting
 
     def on_check(done: int, total: int) -> None:
         show(done, total)
@@ -774,8 +807,15 @@ def _checking() -> Iterator[Callable[[int, int], None]]:
         yield on_check
 
 
-def _sweep_observer(total: int, stop: Callable[[], bool]) -> Observer:
+def _sweep_observer(total: int, stop: Callable[[], bool]) -> "Observer":
     """A line a run; on a terminal a bar too, while it is trained and scored."""
+    from pyro_vae import gallery
+    from pyro_vae.runs import read_rows
+    from pyro_vae.sweep import Observer, PlannedRun, Result, Results
+    from pyro_vae.sweep_tables import sweep_line
+    from pyro_vae.terminal import TrainingDisplay, counting
+    from pyro_vae.training import Trainer
+
     done = 0
 
     def title(run: PlannedRun) -> str:
@@ -789,9 +829,12 @@ def _sweep_observer(total: int, stop: Callable[[], bool]) -> Observer:
     def on_result(results: Results, result: Result) -> None:
         nonlocal done
         done += 1
-        if result.trained and result.failure is None:
-            gallery.draw_training(result.run.path, read_rows(result.run.path / "metrics.jsonl"))
+        rows = read_rows(result.run.path / "metrics.jsonl") if result.trained else []
+        if rows and result.failure is None:
+            gallery.draw_training(result.run.path, rows)
         console.print(sweep_line(results, result), soft_wrap=True)
+        if rows and "reason" in rows[-1] and not console.is_terminal:  # no display said it
+            console.print(f"  trained eagerly: {rows[-1]['reason']}", soft_wrap=True)
 
     following = {"watch": watch} if console.is_terminal else {}
     return Observer(
@@ -799,7 +842,11 @@ def _sweep_observer(total: int, stop: Callable[[], bool]) -> Observer:
     )
 
 
-def _show_sweep(results: Results) -> None:
+def _show_sweep(results: "Results") -> None:
+    from pyro_vae import figures
+    from pyro_vae.significance import mean_interval
+    from pyro_vae.sweep_tables import sweep_tables, sweep_verdict
+
     plan = results.plan
     sets = " and ".join(dict.fromkeys(each.config.data for each in plan.configurations))
     title = f"{plan.out}, {plan.split}, {len(plan.configurations[0].split)} data of {sets}"
@@ -837,6 +884,8 @@ def _whole_numbers(text: str) -> list[int]:
 
 
 def _described(kind: str) -> Any:
+    from pyro_vae.components import find
+
     def row(name: str) -> tuple[str, str, str]:
         component = find(kind, name)
         options = component.options.items()

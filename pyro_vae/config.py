@@ -9,13 +9,15 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 
 from pyro_vae.errors import InputError, suggest
 from pyro_vae.specs import Spec, parse_spec
+
+if TYPE_CHECKING:
+    import torch
 
 # The settings that are component specs, kept in their canonical form.
 SPECS = (
@@ -57,6 +59,10 @@ class Config:
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
+    engine: str | None = None
+    """``compiled`` or ``eager``; None: compiled where training is long enough, see ``Trainer``."""
+    precision: str = "float32"
+    """Of the steps' matrix products: ``float32``, ``tf32`` or ``bfloat16``."""
     code: dict[str, str] = field(default_factory=dict)
     """path → sha256 of every component file from outside the project."""
 
@@ -83,12 +89,15 @@ class Config:
         for name, choices in {
             "device": ("auto", "cpu", "cuda"),
             "dtype": ("float32", "float64"),
+            "engine": (None, "eager", "compiled"),
+            "precision": ("float32", "tf32", "bfloat16"),
         }.items():
             value = getattr(self, name)
             if value not in choices and not (name == "device" and value.startswith("cuda:")):
-                raise InputError(f"unknown {name} {value!r}{suggest(value, choices)}")
+                valid = [choice for choice in choices if choice is not None]
+                raise InputError(f"unknown {name} {value!r}{suggest(value, valid)}")
 
-    def torch_device(self) -> torch.device:
+    def torch_device(self) -> "torch.device":
         """Return the device; ``auto`` is CUDA where there is one.
 
         Raises:
@@ -96,8 +105,10 @@ class Config:
         """
         return resolve_device(self.device)
 
-    def torch_dtype(self) -> torch.dtype:
+    def torch_dtype(self) -> "torch.dtype":
         """Return the dtype of parameters and data."""
+        import torch
+
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
@@ -156,12 +167,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return mapping
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str) -> "torch.device":
     """Return the device; ``auto`` is CUDA where there is one.
 
     Raises:
         InputError: ``cuda`` where there is none, or an unknown name.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,39 +1,69 @@
 """Where a loss or a gradient stopped being finite: the site and the parameter, by name."""
 
-__all__ = ["NonFiniteError", "explain", "largest_gradient"]
+__all__ = ["explain"]
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
+from pyro.infer import ELBO
 from torch import Tensor
 
 
-class NonFiniteError(ArithmeticError):
-    """A loss or gradient is NaN or infinite; no parameter was changed."""
-
-
-@torch.no_grad()
 def explain(
+    loss: ELBO,
     model: Callable[[Tensor], Any],
     guide: Callable[[Tensor], Any],
     x: Tensor,
     parameters: dict[str, Tensor],
+    rewind: Callable[[], None],
+    *,
+    failed: bool = False,
 ) -> str | None:
-    """Run guide and model once more on ``x`` and name the first site and parameter not finite.
+    """Take a step's loss and gradients once more and name what is not finite in them.
 
-    Call it under the random state that the failed step began with, before the
-    gradients are cleared. None: all of them are finite.
+    The loss or the gradient, the first site and the first parameter. None: all is finite.
+
+    Arguments:
+        rewind: puts random states and buffers back to what the step began with.
+        failed: the programs raised an error, so that there is no loss.
     """
-    site = _first_site(model, guide, x)
-    parameter = _first_parameter(parameters)
-    if site is None and parameter is None:
+    what: str | None = "the programs fail"
+    if not failed:
+        rewind()
+        what = _outcome(loss, model, guide, x, parameters)
+    rewind()
+    with torch.no_grad():
+        site = _first_site(model, guide, x)
+        parameter = _first_parameter(parameters)
+        largest = _largest_gradient(parameters)
+    for leaf in parameters.values():
+        leaf.grad = None
+    if what is None or (failed and site is None and parameter is None):
         return None
-    return f"{site or 'every site is finite'}; {parameter or 'every parameter is finite'}"
+    if site is None and parameter is None:
+        return f"{what}: {largest}"
+    return f"{what}: {site or 'every site is finite'}; {parameter or 'every parameter is finite'}"
 
 
-def largest_gradient(parameters: dict[str, Tensor]) -> str:
+def _outcome(
+    loss: Any, model: Any, guide: Any, x: Tensor, parameters: dict[str, Tensor]
+) -> str | None:
+    """Leave the gradients in ``parameters``; say whether loss and gradient are finite."""
+    with pyro.validation_enabled(False):
+        value = float(loss.loss_and_grads(model, guide, x))
+    if not math.isfinite(value):
+        return "the loss is not finite"
+    gradients = [p.grad for p in parameters.values() if p.grad is not None]
+    if not math.isfinite(torch.nn.utils.get_total_norm(gradients)):
+        return "the gradient is not finite"
+    return None
+
+
+def _largest_gradient(parameters: dict[str, Tensor]) -> str:
     """Name the parameter with the largest gradient: its square may overflow where it does not."""
     sizes = {k: float(p.grad.abs().max()) for k, p in parameters.items() if p.grad is not None}
     if not sizes:

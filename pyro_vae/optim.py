@@ -1,30 +1,26 @@
-"""One torch optimizer over all parameters at once, inside ``pyro.infer.SVI``."""
+"""One torch optimizer over all parameters at once, and its learning rate's schedule."""
 
 __all__ = ["JointOptim", "optimizer_from_spec", "schedule_from_spec"]
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-import pyro
 import torch
-from pyro.optim import PyroOptim
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from pyro_vae.components import find
 from pyro_vae.errors import InputError
-from pyro_vae.nonfinite import NonFiniteError
 from pyro_vae.specs import parse_spec
 
 
-class JointOptim(PyroOptim):
-    """A ``PyroOptim`` that steps all parameters together, after clipping their joint gradient.
+class JointOptim:
+    """One optimizer over all parameters, made before the first step, and its state.
 
     Pyro's own wrappers make one optimizer a parameter: slow, and unable to clip
-    by the global norm. A step whose gradient is not finite changes nothing.
+    by the global norm. For ``CompiledSVI``, which clips.
 
     Arguments:
         parameters: name → unconstrained leaf, in the order that the state keeps.
@@ -41,27 +37,10 @@ class JointOptim(PyroOptim):
         self.parameters = parameters
         self.optimizer = factory(list(parameters.values()))
         self.clip_norm = clip_norm
-        self.gradient_norm = float("nan")
 
-    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
-        """Clip and step; called by ``SVI.step`` with the parameters it met."""
-        unknown = {id(p) for p in params} - {id(p) for p in self.parameters.values()}
-        if unknown:
-            store = pyro.get_param_store()
-            names = [n for n, p in store.named_parameters() if id(p) in unknown]
-            raise InputError(
-                f"parameter {', '.join(names)} appeared after training began; "
-                "register every parameter in the first run of model and guide"
-            )
-        leaves = self.parameters.values()
-        gradients = [p.grad for p in leaves if p.grad is not None]
-        norm = get_total_norm(gradients)
-        self.gradient_norm = float(norm)
-        if not torch.isfinite(norm):
-            raise NonFiniteError("the gradient")
-        if self.clip_norm is not None:
-            clip_grads_with_norm_(list(leaves), self.clip_norm, norm)
-        self.optimizer.step()
+    def __call__(self, parameters: list[Tensor]) -> Optimizer:
+        """Return the optimizer."""
+        return self.optimizer
 
     def get_state(self) -> dict[str, Any]:
         """Return a copy of the optimizer's state: tensors, numbers and names."""

@@ -28,6 +28,8 @@ from pyro_vae.training import Trainer, TrainingError
 CHECKPOINT_INTERVAL = 15.0
 # What a resumed run may change.
 EXTENDABLE = ("epochs", "max_steps", "patience", "device", "data_root")
+# What a run that does not say so was trained with.
+UNRECORDED = {"engine": "eager", "precision": "float32"}
 
 
 def train(config: Config, path: str | Path) -> Run:
@@ -63,6 +65,7 @@ def start_run(config: Config, path: Path) -> tuple[Config, DataSplits, Trainer]:
     config = config.replace(data=data.spec, latent_dim=latent_dims(config)[-1])
     facts = facts_of(data)
     trainer = _make_trainer(config, data, facts)
+    config = config.replace(engine=trainer.engine)
     try:
         path.mkdir(parents=True)
     except OSError as error:
@@ -81,6 +84,7 @@ def resume_run(
             needs code that was not allowed, or a change would make it another run.
     """
     config, facts = read_config(path)
+    config = config.replace(engine=config.engine or UNRECORDED["engine"])
     extended = config.replace(**changes).with_absolute_paths()
     data = load_data(extended.data, extended.data_root)
     extended = extended.replace(data=data.spec)
@@ -256,6 +260,8 @@ def _make_trainer(config: Config, data: DataSplits, facts: Facts) -> Trainer:
         seed=config.seed,
         device=device,
         dtype=config.torch_dtype(),
+        engine=config.engine,
+        precision=config.precision,
     )
 
 
@@ -290,6 +296,7 @@ def _check_same(config: Config, state: dict[str, Any], path: Path) -> None:
     recorded = state.get("config")
     if not isinstance(recorded, dict):
         raise InputError(f"'{path}/last.pt' is not a checkpoint of a run")
+    recorded = {**UNRECORDED, **recorded}
     for key, value in dataclasses.asdict(config).items():
         if key not in EXTENDABLE and recorded.get(key) != value:
             raise InputError(

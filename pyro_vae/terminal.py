@@ -44,6 +44,8 @@ from pyro_vae.training import Trainer
 
 LINE_INTERVAL = 2.0  # seconds between plain lines
 REFRESH_INTERVAL = 0.1  # seconds between updates of the bar
+PATIENCE = 3.0  # seconds of compiling before a plain line says so
+COMPILING = "compiling the step"
 
 TITLES = {
     "elbo": "ELBO",
@@ -61,7 +63,11 @@ POINT = "log p(x|z(x))"  # the reconstruction of a guide that is a point
 
 
 class TrainingDisplay:
-    """A progress bar on a terminal, plain lines elsewhere; ``title`` stands before the bar."""
+    """A progress bar on a terminal, plain lines elsewhere; ``title`` stands before the bar.
+
+    It says that the first step is being compiled, and why steps are eager where they were
+    meant to be compiled.
+    """
 
     def __init__(self, console: Console, trainer: Trainer, title: str = ""):
         self.console = console
@@ -74,6 +80,10 @@ class TrainingDisplay:
         total = trainer.epochs * trainer.steps_per_epoch
         self.total = min(total, trainer.max_steps or total)
         self.title = title
+        self.told: str | None = None
+        self.compiling = trainer.engine == "compiled" and not trainer.finished
+        self.timer = threading.Timer(PATIENCE, self._print, [f"{COMPILING} …"])
+        self.timer.daemon = True
         self.bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -90,17 +100,26 @@ class TrainingDisplay:
 
     def __enter__(self) -> "TrainingDisplay":
         if self.console.is_terminal:
-            self.task = self.bar.add_task(self.title, total=self.total, **self._fields())
+            title = f"{self.title} {COMPILING}".strip() if self.compiling else self.title
+            self.task = self.bar.add_task(title, total=self.total, **self._fields())
             self.bar.start()
+        elif self.compiling:
+            self.timer.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.timer.cancel()
         if self.console.is_terminal:
             self.bar.stop()
 
     def on_step(self, trainer: Trainer) -> None:
         """Move the bar, ten times a second at most."""
         now = time.perf_counter()
+        if self.compiling:
+            self._end_of_compiling(now)
+        if trainer.reason != self.told:
+            self.told = trainer.reason
+            self._print(f"training eagerly: {trainer.reason}")
         if self.console.is_terminal and now - self.last_refresh > REFRESH_INTERVAL:
             self.last_refresh = now
             self.bar.update(self.task, completed=trainer.progress.step, **self._fields())
@@ -115,14 +134,23 @@ class TrainingDisplay:
         if now - self.last_line >= LINE_INTERVAL or self.trainer.finished:
             self.last_line = now
             error = row[f"valid_{criterion}_standard_error"]
-            self.console.print(
+            self._print(
                 f"epoch {row['epoch']}/{self.trainer.epochs}  step {row['step']}  "
                 f"{self._bound} {row[self.trainer.training_criterion]:.2f}  valid {self.valid}"
                 f"{'' if math.isnan(error) else f' ± {error:.2f}'}  β {row['beta']:.2f}  "
-                f"{self._rate():,.0f} data/s" + ("  best" if row["best"] else ""),
-                highlight=False,
-                soft_wrap=True,
+                f"{self._rate():,.0f} data/s" + ("  best" if row["best"] else "")
             )
+
+    def _end_of_compiling(self, now: float) -> None:
+        """Count speed from here."""
+        self.compiling = False
+        self.timer.cancel()
+        self.started_at, self.started_step = now, self.trainer.progress.step
+        if self.console.is_terminal:
+            self.bar.update(self.task, description=self.title)
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     @property
     def _bound(self) -> str:
@@ -135,7 +163,7 @@ class TrainingDisplay:
         return f"{'β-' if annealed else ''}{title}{' (no lower bound)' if unbounded else ''}"
 
     def _rate(self) -> float:
-        elapsed = time.perf_counter() - self.started_at
+        elapsed = max(time.perf_counter() - self.started_at, 1e-9)
         steps = self.trainer.progress.step - self.started_step
         return steps / elapsed * len(self.trainer.data.train) / self.trainer.steps_per_epoch
 

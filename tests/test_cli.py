@@ -650,6 +650,8 @@ def test_interrupted_and_resumed(tmp_path):
         *SMALL,
         "--epochs",
         "100000",
+        "--engine",
+        "eager",
         "--out",
         "r",
     ]
@@ -772,7 +774,7 @@ def test_a_seed_that_a_sweep_does_not_use_is_named(tmp_path):
 
 def test_an_interrupted_sweep_goes_on(tmp_path):
     """Ctrl-C in the first run saves it, says how to go on, and exits with 130."""
-    command = [*SWEEP, "--epochs", "100000", "--seeds", "1", "--out", "s"]
+    command = [*SWEEP, "--epochs", "100000", "--engine", "eager", "--seeds", "1", "--out", "s"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "40"}
     process = subprocess.Popen(
         [sys.executable, "-m", "pyro_vae", *command], cwd=tmp_path, env=environment, text=True,

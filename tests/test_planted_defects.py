@@ -121,8 +121,8 @@ DEFECTS = [
     Defect(
         "a mean of batch means",
         "pyro_vae/training.py",
-        "progress.loss_sum += loss\n        progress.count += x.shape[0]",
-        "progress.loss_sum += loss / x.shape[0]\n        progress.count += 1",
+        "progress.loss_sum += loss\n            progress.count += step.x.shape[0]",
+        "progress.loss_sum += loss / step.x.shape[0]\n            progress.count += 1",
         "tests/test_training.py::test_the_training_bound_is_the_mean_over_data_not_over_batches",
     ),
     Defect(
@@ -163,9 +163,9 @@ DEFECTS = [
     ),
     Defect(
         "a gradient clipped parameter by parameter",
-        "pyro_vae/optim.py",
-        "clip_grads_with_norm_(list(leaves), self.clip_norm, norm)",
-        "[clip_grads_with_norm_([p], self.clip_norm, p.grad.norm()) for p in leaves]",
+        "pyro_vae/compiled_svi.py",
+        "return [norm, *(None if g is None else g * factor for g in gradients)]",
+        "return [norm, *(g * (clip_norm / g.norm()).clamp(max=1.0) for g in gradients)]",
         "tests/test_training.py::test_clipping_bounds_the_joint_norm",
     ),
     Defect(

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import re
+import time
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from pyro_vae import terminal
 from pyro_vae.assembly import build_pair
+from pyro_vae.capture import Graph
 from pyro_vae.components import build
 from pyro_vae.config import Config
 from pyro_vae.data import load_data
@@ -52,6 +54,17 @@ def test_the_bar_shows_bounds_beta_speed_and_time_left(monkeypatch):
         r"\d data/s \d:\d\d:",
     ):
         assert re.search(part, shown), part
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_it_says_that_the_step_is_being_compiled(monkeypatch, is_terminal):
+    """Off a terminal in a line of its own, where it takes long; speed counts from there."""
+    monkeypatch.setattr(Graph, "compile", lambda graph: time.sleep(0.3) or graph)
+    monkeypatch.setattr(terminal, "PATIENCE", 0.1)
+    shown = train(is_terminal=is_terminal, title="[1/2]", engine="compiled")
+    assert shown.count("compiling the step …\n") == (not is_terminal)
+    assert ("[1/2] compiling the step epoch 1/3" in shown) == is_terminal
+    assert "compiling" not in train(is_terminal=is_terminal, engine="eager")
 
 
 def test_a_title_stands_before_the_bar_as_it_is(monkeypatch):

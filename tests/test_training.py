@@ -69,7 +69,7 @@ def test_the_training_bound_is_the_mean_over_data_not_over_batches(digits):
 
     def recorded(x):
         loss = step(x)
-        losses.append((loss, len(x)))
+        losses.append((float(loss), len(x)))
         return loss
 
     trainer.svi.step = recorded
@@ -192,7 +192,7 @@ def test_beta_scales_the_kl_and_nothing_else(digits, beta):
     trainer = make_trainer(digits, beta=beta, epochs=1)
     x = digits.train.scored(slice(0, 50))
     torch.manual_seed(7)
-    loss = trainer.svi.evaluate_loss(x)
+    loss = float(trainer.svi.evaluate_loss(x))
     torch.manual_seed(7)
     q = trainer.guide.posterior(x)
     z = q.sample()

@@ -32,7 +32,7 @@ FACTORS = (
     "beta",
 )  # fmt: skip
 # Where a run takes place; no other run for that.
-_PLACE = ("device", "data_root", "code")
+_PLACE = ("device", "data_root", "code", "engine")
 _NAME_LENGTH = 80
 
 
@@ -182,6 +182,7 @@ def _dry_run(config: Config) -> tuple[Config, DataSplits, int, bool]:
     """Take one step of a run nobody keeps; return its settings, data, size and has_bound."""
     with tempfile.TemporaryDirectory() as folder:
         resolved, data, trainer = start_run(config, Path(folder) / "run")
+    trainer.svi.engine = "eager"  # one step is sooner taken than compiled
     with contextlib.suppress(TrainingError):  # the run itself will say so, of each seed
         trainer.fit(stop=lambda: True)
     distinct = {id(p): p.numel() for p in trainer.optim.parameters.values()}
