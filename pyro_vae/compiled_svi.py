@@ -138,7 +138,8 @@ class CompiledSVI:
         """Why steps on CUDA are no CUDA graph, or None."""
         self.gradient_norm = torch.tensor(math.nan)
         """Global 2-norm of the last step's gradient, before clipping."""
-        self._compile = compile
+        self.compile = compile
+        """Whether programs captured from now on are compiled."""
         self._update = _Update(optim)
         self._num_taken = 0
         self._bad_step: int | None = None
@@ -322,7 +323,7 @@ class CompiledSVI:
             check_close([loss, *gradients[1:]], expected, names[: len(expected)], compiled)
 
         return capture_program(
-            function, tensors, roots, check, parameters=parameters, compile=self._compile
+            function, tensors, roots, check, parameters=parameters, compile=self.compile
         )
 
     def _initialize(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -447,7 +448,10 @@ class _Kept:
         self._saved = [(t, t.clone()) for t in self._tensors if known is None or id(t) in known]
         self._versions = [tensor._version for tensor in self._tensors]
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:  # the program's own error
+            self.restore()
+            return
         pairs = zip(self._tensors or (), self._versions, strict=True)
         touched = {id(tensor) for tensor, version in pairs if tensor._version != version}
         if self._written is None:

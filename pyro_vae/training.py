@@ -350,7 +350,7 @@ class Trainer:
         started = time.perf_counter()
         progress = self.progress
         # Compiled, an epoch's partial batch would take longer than it saves: it is interpreted.
-        self.svi._compile = len(x) == min(self.batch_size, len(self.data.train))
+        self.svi.compile = len(x) == min(self.batch_size, len(self.data.train))
         taken = _Taken(x, get_random_state(self.device), progress.beta)
         self._set_beta(self.current_beta)
         try:
