@@ -114,8 +114,14 @@ def _value(node: ast.expr, text: str) -> Any:
     try:
         return ast.literal_eval(node)
     except _UNREADABLE:
-        shown = ast.unparse(node)
-        raise InputError(f"expected a literal or a word in {text!r}, got {shown!r}") from None
+        raise InputError(f"expected a literal or a word in {text!r}{_got(node)}") from None
+
+
+def _got(node: ast.expr) -> str:
+    try:
+        return f", got {ast.unparse(node)!r}"
+    except RecursionError:  # nested so deeply that it is read but not written
+        return ""
 
 
 def _word(node: ast.expr) -> str | None:

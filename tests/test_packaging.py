@@ -13,7 +13,7 @@ import sysconfig
 import tomllib
 import venv
 import zipfile
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -30,8 +30,17 @@ ENVIRON = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYT
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
 }
 
+
+def _installed(name: str) -> bool:
+    # find_spec("pip") would switch setuptools' distutils off, which torch's compiler needs
+    try:
+        return bool(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False
+
+
 needs_pip = pytest.mark.skipif(
-    find_spec("pip") is None or find_spec("hatchling") is None,
+    not _installed("pip") or not _installed("hatchling"),
     reason="pip or hatchling is not installed; both are in the 'test' extra",
 )
 

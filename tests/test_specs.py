@@ -1,6 +1,8 @@
 """Component specs: what is read, that it is written back the same, and what is refused."""
 
+import inspect
 import math
+import sys
 
 import pytest
 
@@ -119,3 +121,16 @@ def test_suggests_the_nearest():
     )
     assert suggest("zzz", ["normal"]) == ". Valid: normal"
     assert suggest("x", []) == "; it takes none"
+
+
+def test_nested_too_deeply_to_be_shown_is_still_refused_in_one_line():
+    def called_at(depth):
+        if depth:
+            return called_at(depth - 1)
+        with pytest.raises(InputError) as caught:
+            parse_spec(f"f(x={'-' * 150}a)")
+        return str(caught.value)
+
+    left = sys.getrecursionlimit() - len(inspect.stack())
+    for depth in range(0, left - 200, 20):  # wherever the stack stands, one line
+        assert "\n" not in called_at(depth)
