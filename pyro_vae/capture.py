@@ -30,6 +30,7 @@ HOST_METHODS = (
 # Functions that make a tensor of numbers, and read them from tensors in a list.
 CONSTRUCTORS = ("tensor", "as_tensor", "asarray", "new_tensor", "new")
 FRESH = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
+ALL = (Tensor.all, torch.all, torch._is_all_true)
 # Packages whose frames are no place in the user's program, and the files that capture it.
 PYRO = str(Path(pyro.__file__).parent)
 LIBRARIES = (str(Path(torch.__file__).parent), PYRO, "<")
@@ -276,7 +277,19 @@ class _HostMethods(TorchFunctionMode):
             _refuse("the program makes a tensor of the values of others; take torch.stack")
         if func in (Tensor.all, Tensor.masked_select) and _asked_by_dice():
             return False if func is Tensor.all else torch.where(args[1], args[0], 0.0)
+        if func in ALL and _asked_by_validation():
+            return True
+        if func is torch.nn.functional.one_hot:
+            return _one_hot(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """As torch's, which reads the classes to check them; ``scatter`` checks them as it runs."""
+    if num_classes < 1 or tensor.dtype != torch.int64:
+        return torch.nn.functional.one_hot(tensor, num_classes)
+    zeros = tensor.new_zeros((*tensor.shape, num_classes))
+    return zeros.scatter(-1, tensor.unsqueeze(-1), 1)
 
 
 def _asked_by_dice() -> bool:
@@ -285,6 +298,17 @@ def _asked_by_dice() -> bool:
     Σ over the others is Σ over all with 0 in their place; no shape depends on data then.
     """
     return sys._getframe(2).f_code is Dice.compute_expectation.__code__
+
+
+def _asked_by_validation() -> bool:
+    """Whether a distribution asks if a value is in its support.
+
+    Those do that were made before the capture, which is without validation; one that the
+    program makes with ``validate_args=True`` asks for its parameters first, and is refused.
+    """
+    frame = sys._getframe(2)
+    callers = frame.f_code, frame.f_back and frame.f_back.f_code
+    return torch.distributions.Distribution._validate_sample.__code__ in callers
 
 
 def _lists_tensors(value: Any) -> bool:

@@ -4,7 +4,7 @@ __all__ = ["CompiledSVI"]
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyro
@@ -35,7 +35,7 @@ from pyro_vae.cuda_step import (
     written_by,
 )
 from pyro_vae.errors import InputError
-from pyro_vae.guards import watch
+from pyro_vae.guards import Guards, watch
 from pyro_vae.optim import JointOptim
 
 # A program is captured anew when a number that it holds changes: this often at once, and
@@ -52,7 +52,9 @@ class CompiledSVI:
     program is run, captured, and compared with what Pyro's own step computes from the
     same seed, the loss and every gradient; nothing is updated by that, and the random
     state is restored. Draws come from torch's global generators, as in SVI: with the same
-    seed the same steps follow, up to the order of sums.
+    seed the same steps follow, up to the order of sums; not where the programs draw initial
+    values in their first run, after which the steps' noise goes on. Distributions are
+    validated in that first call alone.
 
     What a graph holds as a constant is watched: a number in a closure, a global, an
     attribute or an argument, a module's training flag. When one changes the program is
@@ -92,6 +94,7 @@ class CompiledSVI:
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(slope * x, 0.7))
         >>> from pyro_vae.objectives.trace_mean_field import TraceMeanField
+        >>> pyro.set_rng_seed(1)
         >>> with pyro.get_param_store().scope():
         ...     svi = CompiledSVI(
         ...         model, guide, lambda p: torch.optim.SGD(p, lr=0.01), TraceMeanField(),
@@ -220,6 +223,9 @@ class CompiledSVI:
         device = next((leaf.device for leaf in program.parameters.values()), None)
         if device is None or device.type not in self._devices or self._bad_step is not None:
             return None
+        if idle := self._idle(program):
+            self.host_reason = f"parameter {idle!r} has a gradient in some steps alone"
+            return None
         if program in self._device_steps:
             step = self._device_steps[program]
             if step is None or step.holds():
@@ -231,9 +237,18 @@ class CompiledSVI:
             self._device_steps[program] = self._record_step(program, optimizer, tensors, device)
         return self._device_steps[program]
 
+    def _idle(self, program: CapturedProgram) -> str | None:
+        """A parameter without a gradient in this program that has had one in another."""
+        gradients = program.graph.present[2:]
+        for (name, leaf), present in zip(program.parameters.items(), gradients, strict=True):
+            if not present and leaf.requires_grad and self._update.has_moved(name, leaf):
+                return name
+        return None
+
     def _record_step(
         self, program: CapturedProgram, optimizer: Any, tensors: list[Tensor], device: torch.device
     ) -> DeviceStep | None:
+        self._update.moves(program)
         if self._bad_on_device is None:
             self._bad_on_device = BadStep(device, self._num_taken)
         self._num_recorded += 1
@@ -302,7 +317,19 @@ class CompiledSVI:
             )
         if not hasattr(self.loss, "differentiable_loss"):
             raise CaptureError(f"{type(self.loss).__name__} has no differentiable_loss")
+        before = self._watch()
         self._initialize(args, kwargs)
+        initialized = self._watch()
+        try:
+            return self._checked(kind, args, kwargs)
+        except BaseException:
+            before.restore_numbers(initialized)  # the programs run eagerly from here on
+            raise
+
+    def _watch(self) -> Guards:
+        return watch(model=self.model, guide=self.guide, loss=self.loss)
+
+    def _checked(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CapturedProgram:
         known: dict[int, Tensor] = {}
         args, kwargs = aliases((args, kwargs), known)
         roots = {"model": self.model, "guide": self.guide, "loss": self.loss}
@@ -376,7 +403,9 @@ class CompiledSVI:
         with poutine.trace(param_only=True) as capture, torch.enable_grad():
             loss = self.loss.loss_and_grads(self.model, self.guide, *args, **kwargs)
         sites: dict[str, Any] = capture.trace.nodes
-        parameters = {name: site["value"].unconstrained() for name, site in sites.items()}
+        leaves = {name: site["value"].unconstrained() for name, site in sites.items()}
+        names = {id(leaf): name for name, leaf in leaves.items()}  # a leaf may have two: take one
+        parameters = {name: leaves[name] for name in names.values()}
         gradients = [leaf.grad for leaf in parameters.values()]
         for leaf in parameters.values():
             leaf.grad = None
@@ -390,12 +419,21 @@ class _Update:
         self.optim = optim
         self.optimizer: Any = optim.optimizer if isinstance(optim, JointOptim) else None
         self._leaves: dict[str, Tensor] = {}
+        self._moved: set[str] = set()
         if isinstance(optim, JointOptim):
             self._leaves = optim.parameters
 
     def __call__(self, parameters: dict[str, Tensor], gradients: Outputs) -> None:
-        """Update ``parameters`` in place by ``gradients``."""
-        for leaf, gradient in zip(parameters.values(), gradients, strict=True):
+        """Update ``parameters`` in place by ``gradients``.
+
+        A parameter that had a gradient in an earlier step and has none in this one gets zeros, as
+        in SVI: momentum goes on.
+        """
+        for (name, leaf), gradient in zip(parameters.items(), gradients, strict=True):
+            if gradient is None and leaf.requires_grad and self.has_moved(name, leaf):
+                gradient = torch.zeros_like(leaf)
+            if gradient is not None:
+                self._moved.add(name)
             leaf.grad = gradient
         if isinstance(self.optim, PyroOptim):
             self.optim(parameters.values())
@@ -404,15 +442,30 @@ class _Update:
         for leaf in parameters.values():
             leaf.grad = None
 
+    def moves(self, program: CapturedProgram) -> None:
+        """Note which parameters have a gradient in this program."""
+        pairs = zip(program.parameters, program.graph.present[2:], strict=True)
+        self._moved.update(name for name, present in pairs if present)
+
+    def has_moved(self, name: str, leaf: Tensor) -> bool:
+        """Whether the parameter had a gradient, in a training that this one resumes perhaps."""
+        return name in self._moved or leaf in getattr(self.optimizer, "state", ())
+
     def prepare(self, parameters: dict[str, Tensor]) -> Any:
         """Return the ``torch.optim`` optimizer of these, or None: ``pyro.optim`` has several."""
         if isinstance(self.optim, PyroOptim):
             return None
         if self.optimizer is None:
-            self._leaves = dict(parameters)
-            self.optimizer = self.optim(list(parameters.values()))
+            optimizer = self.optim(list(parameters.values()))
+            if not isinstance(optimizer, Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
+                raise InputError(
+                    "optim must give a torch.optim.Optimizer that steps once a gradient, got "
+                    f"{type(optimizer).__name__}"
+                    + ("; take Adam or SGD" if isinstance(optimizer, Optimizer) else "")
+                )
+            self.optimizer, self._leaves = optimizer, dict(parameters)
         for name, leaf in parameters.items():
-            if self._leaves.get(name) is not leaf:
+            if self._leaves.get(name) is not leaf and not _among(leaf, self._leaves.values()):
                 self._replace(name, leaf)
         return self.optimizer
 
@@ -463,6 +516,10 @@ class _Kept:
 
     def restore(self) -> None:
         _restore(self._saved)
+
+
+def _among(tensor: Tensor, tensors: Iterable[Tensor]) -> bool:
+    return any(tensor is other for other in tensors)
 
 
 def _restore(saved: list[tuple[Tensor, Tensor]]) -> None:

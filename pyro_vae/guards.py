@@ -16,6 +16,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+NUMBERS = (int, float)
 GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
 # Objects of these packages are taken as they are, and functions of theirs are not read.
 LIBRARIES = ("torch", "pyro", "pyro_vae", "numpy", "math", "builtins", "typing", "functools")
@@ -24,6 +25,7 @@ MISSING = object()
 KEPT_BY_LIBRARIES = frozenset(vars(nn.Module())) | {"_pyro_context"}
 READ_BY_LIBRARIES = ("training", "forward", "_pyro_name", "_pyro_params", "_pyro_samples")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+AUTOGUIDES = "pyro.infer.autoguide."
 # Bases whose own code reads no attribute that a program gives to its object.
 PLAIN_BASES = (object, nn.Module, PyroModule)
 # Code that mentions one of these may read any attribute.
@@ -70,6 +72,24 @@ class Guards:
     def generator_states(self) -> list[str]:
         """Return what the generators of Python and NumPy that the program holds will draw next."""
         return [repr(_state(generator)) for generator in self.generators]
+
+    def restore_numbers(self, since: "Guards") -> None:
+        """Set the numbers that changed since those later guards back to what they are here.
+
+        A program that counts its runs has then not counted those in between.
+        """
+        changed = {(id(m), k) for m, k, value, _ in since.entries if m.get(k, MISSING) is not value}
+        for mapping, key, value, _ in self.entries:
+            if (
+                type(value) in NUMBERS
+                and isinstance(mapping, dict)
+                and (id(mapping), key) in changed
+            ):
+                mapping[key] = value
+        cells = {id(cell) for cell, value, _ in since.cells if _contents(cell) is not value}
+        for cell, value, _ in self.cells:
+            if type(value) in NUMBERS and id(cell) in cells:
+                cell.cell_contents = value
 
     def change(self) -> str | None:
         """Return what changed, ``name: before → now``; None where nothing has."""
@@ -181,6 +201,8 @@ class _Walk:
             return True
         if key in KEPT_BY_LIBRARIES and issubclass(kind, nn.Module):
             return False
+        if key == "plates" and any(c.__module__.startswith(AUTOGUIDES) for c in kind.__mro__):
+            return False  # made anew before each use
         libraries = [c for c in kind.__mro__ if _is_library(c.__module__)]
         if kind in libraries:
             return not key.startswith("_cached")  # what a transform remembers of its last call

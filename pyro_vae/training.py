@@ -459,7 +459,10 @@ class Trainer:
         """Run guide and model once and return the parameters they register, in order."""
         with self._evaluation_mode(), torch.no_grad():
             self._draw_weights(self._two_data())
-        parameters = dict(pyro.get_param_store().named_parameters())
+        parameters: dict[str, Tensor] = {}
+        for name, leaf in pyro.get_param_store().named_parameters():
+            if all(leaf is not other for other in parameters.values()):  # one may have two names
+                parameters[name] = leaf
         if not parameters:
             raise InputError("neither model nor guide has a parameter to train")
         known = {id(p) for p in parameters.values()}

@@ -18,7 +18,12 @@ from pyro.infer import (
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
 )
-from pyro.nn import PyroModule, PyroParam
+from pyro.infer.autoguide import (
+    AutoDiagonalNormal,
+    AutoLowRankMultivariateNormal,
+    AutoNormal,
+)
+from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 from torch.distributions import constraints
 
@@ -1002,6 +1007,156 @@ def test_capturing_leaves_global_state_alone_whatever_happens(error, at):
         assert raised.type is expected
         assert state_of_everything() == before
         assert not buffer.any()
+
+
+class TwoNames(PyroModule):
+    """Its layer is a child and ``pyro.module`` too, as in Pyro's tutorials: two names a leaf."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = PyroModule[nn.Linear](1, 1)
+
+    def forward(self, x):
+        pyro.module("net", self.decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(self.decoder(z[:, None])[:, 0], 1.0), obs=x)
+
+
+@pytest.mark.parametrize("engine", ["compiled", "eager"])
+@pytest.mark.parametrize("optim", [pyro.optim.SGD({"lr": 0.01}), sgd])
+def test_a_parameter_of_two_names_is_stepped_once(optim, engine):
+    def train_by(kind, optim, **options):
+        torch.manual_seed(1)
+        program = TwoNames()
+        return train(lambda: kind(program, guide, optim, Trace_ELBO(), **options), BATCHES[:6])
+
+    got = train_by(compiled, optim, engine=engine)
+    assert got[2].reason is None
+    assert {"decoder.weight", "net$$$weight"} <= got[1].keys()
+    assert_same(got, train_by(SVI, pyro.optim.SGD({"lr": 0.01})))
+
+
+def test_a_parameter_without_a_gradient_in_some_steps_moves_by_its_momentum():
+    """A semi-supervised model: labels are inferred in every other step."""
+
+    def model(x, y=None):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.OneHotCategorical(torch.ones(3) / 3), obs=y)
+            loc = pyro.param("loc", torch.tensor([-1.0, 0.0, 1.0]))
+            pyro.sample("x", dist.Normal(y @ loc, 1.0), obs=x)
+
+    def guide(x, y=None):
+        weight = pyro.param("weight", torch.tensor([-0.3, 0.2, 0.4]))
+        if y is None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.OneHotCategorical(logits=x[:, None] * weight))
+
+    y = torch.eye(3)[torch.arange(len(X)) % 3]
+    batches = [(x, y) if i % 2 else (x,) for i, x in enumerate(BATCHES[:12])]
+
+    def train_by(kind):
+        optim = pyro.optim.AdamW({"lr": 0.05, "weight_decay": 0.1})
+        return train(lambda: kind(model, guide, optim, Trace_ELBO()), batches)
+
+    for order in (batches, batches[1:]):
+        batches = order
+        got = train_by(compiled)
+        assert got[2].reason is None
+        assert_same(got, train_by(SVI))
+
+
+class Regression(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.linear = PyroModule[nn.Linear](1, 1)
+        self.linear.weight = PyroSample(dist.Normal(0.0, 1.0).expand([1, 1]).to_event(2))
+        self.scale = PyroParam(torch.tensor(1.0), constraints.positive)
+
+    def forward(self, x):
+        mean = self.linear(x[:, None])[:, 0]
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, self.scale), obs=x)
+
+
+@pytest.mark.parametrize("make", [AutoNormal, AutoDiagonalNormal, AutoLowRankMultivariateNormal])
+def test_autoguides_and_priors_made_under_validation_are_captured(make):
+    def train_by(kind):
+        torch.manual_seed(1)
+        with pyro.validation_enabled(True):
+            program = Regression()
+            autoguide = make(program)
+        with pyro.get_param_store().scope() as store:
+            autoguide(X)  # draws initial values, which a first step would
+        optim = pyro.optim.Adam({"lr": 0.05})
+
+        def svi():
+            pyro.get_param_store().set_state(store)
+            return kind(program, autoguide, optim, Trace_ELBO())
+
+        return train(svi, BATCHES[:6])
+
+    got = train_by(compiled)
+    assert got[2].reason is None
+    assert_same(got, train_by(SVI))
+
+
+def test_labels_as_one_hot_vectors():
+    def labelled(x, y):
+        weight = pyro.param("labels", torch.tensor([0.1, 0.2, 0.3]))
+        with pyro.plate("data", len(x)):
+            shift = nn.functional.one_hot(y, 3).to(x) @ weight
+            pyro.sample("x", dist.Normal(shift, 1.0), obs=x)
+
+    def nothing(x, y):
+        pass
+
+    labels = torch.arange(len(X)) % 3
+
+    def train_by(kind, optim):
+        return train(lambda: kind(labelled, nothing, optim, Trace_ELBO()), [(X, labels)] * 3)
+
+    got = train_by(compiled, sgd)
+    assert got[2].reason is None
+    assert_same(got, train_by(SVI, pyro.optim.SGD({"lr": 0.01})))
+    with pytest.raises(RuntimeError, match="index 3 is out of bounds"):
+        train(
+            lambda: compiled(labelled, nothing, sgd, Trace_ELBO()), [(X, labels), (X, labels + 1)]
+        )
+
+
+@pytest.mark.filterwarnings("ignore:steps are eager:UserWarning")
+def test_a_program_that_counts_its_runs_counts_steps_alone():
+    def make():
+        count, held = 0, {"count": 0}
+
+        def counting(x):
+            nonlocal count
+            count += 1
+            held["count"] += 1
+            with pyro.poutine.scale(scale=min(1.0, 0.1 * count) * held["count"]):
+                return guide(x)
+
+        return counting, held
+
+    def train_by(kind):
+        counting, held = make()
+        optim = pyro.optim.Adam({"lr": 0.05})
+        return *train(lambda: kind(model, counting, optim, Trace_ELBO()), BATCHES[:6]), held
+
+    got = train_by(compiled)
+    assert "changes its own values" in got[2].reason
+    assert got[3] == {"count": 6}
+    assert_same(got, train_by(SVI))
+
+
+@pytest.mark.parametrize(
+    ("optim", "got"),
+    [(torch.optim.LBFGS, "LBFGS; take Adam"), (lambda p: torch.optim.Adam, "got type")],
+)
+def test_what_is_no_optimizer_of_a_gradient_is_refused(optim, got):
+    with pyro.get_param_store().scope(), pytest.raises(InputError, match=got):
+        compiled(model, guide, optim, Trace_ELBO()).step(X)
 
 
 def test_evaluate_loss_is_that_of_pyro_and_updates_nothing():

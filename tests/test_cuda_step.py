@@ -398,6 +398,29 @@ def test_an_optimizer_that_reads_a_number_is_run_directly():
     assert it.host_reason is None
 
 
+@pytest.mark.parametrize("optim", [fused_adam, lambda p: torch.optim.SGD(p, 0.1, weight_decay=1.0)])
+def test_a_parameter_with_a_gradient_in_some_steps_alone_is_the_hosts(optim):
+    """Zeros take the place of its gradient, so that momentum and decay go on as in SVI."""
+
+    def model(x, known):
+        a, b = (pyro.param(name, torch.ones(5, dtype=x.dtype)) for name in "ab")
+        with pyro.plate("data", len(x), dim=-1):
+            loc = a if known else a + b
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def steps(kind):
+        with pyro.get_param_store().scope():
+            it = svi(kind, (model, lambda x, known: None), optim)
+            losses = [float(it.step(batch(), known)) for known in (True, False, True, True, False)]
+            return it, losses, pyro.param("b").detach().clone()
+
+    it, losses, b = steps(OnDevice)
+    assert it.host_reason == "parameter 'b' has a gradient in some steps alone"
+    _, expected, right = steps(CompiledSVI)
+    assert losses == pytest.approx(expected, rel=1e-6)  # a device's learning rate is a float32
+    torch.testing.assert_close(b, right, rtol=1e-6, atol=1e-6)
+
+
 def test_a_loss_that_is_held_is_not_overwritten():
     _, losses, _ = run(OnDevice, fused_adam)
     assert len(set(losses.tolist())) == len(losses)

@@ -235,7 +235,36 @@ def test_a_state_names_the_engine_and_it_is_kept(digits, interpreted):
     assert compiled.engine == "eager"
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_parameter_of_two_names_is_trained_once(digits, interpreted, engine):
+    """A module's child that is given to ``pyro.module`` too."""
+
+    def trained(twice):
+        model, guide = build_pair(SMALL, facts_of(digits), digits.data_mean)
+
+        class Twice(type(guide)):
+            def forward(self, x):
+                pyro.module("net", self.encoder)
+                return super().forward(x)
+
+        if twice:
+            guide.__class__ = Twice
+        options = {"dtype": torch.float64, "optimizer": "sgd(lr=1e-3, momentum=0.9)"}
+        trainer = make_trainer(digits, pair=(model, guide), engine=engine, **options)
+        fit(trainer)
+        return trainer
+
+    torch.manual_seed(0)
+    once = trained(False)
+    torch.manual_seed(0)
+    twice = trained(True)
+    assert twice.reason is None
+    assert len(twice.optim.parameters) == len(once.optim.parameters)
+    assert close(twice.weights(), once.weights())
+
+
 def branching_pair(data):
+    torch.manual_seed(0)
     model, guide = build_pair(SMALL, facts_of(data))
 
     def branching(x):
