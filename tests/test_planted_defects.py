@@ -744,6 +744,27 @@ DEFECTS = [
         'UNRECORDED = {"engine": "compiled"',
         "tests/test_training_engines.py::test_a_run_from_before_engines_resumes_as_eager",
     ),
+    Defect(
+        "a parameter of two names stepped twice",
+        "pyro_vae/compiled_svi.py",
+        "for name in names.values()}",
+        "for name in leaves}",
+        "tests/test_compiled_svi.py::test_a_parameter_of_two_names_is_stepped_once",
+    ),
+    Defect(
+        "momentum that stops where a step has no gradient",
+        "pyro_vae/compiled_svi.py",
+        "gradient = torch.zeros_like(leaf)",
+        "gradient = None",
+        "tests/test_compiled_svi.py::test_a_parameter_without_a_gradient_in_some_steps_moves_by_its_momentum",
+    ),
+    Defect(
+        "an idle parameter left to the device",
+        "pyro_vae/compiled_svi.py",
+        "if idle := self._idle(program):",
+        "if idle := None:",
+        "tests/test_cuda_step.py::test_a_parameter_with_a_gradient_in_some_steps_alone_is_the_hosts",
+    ),
 ]
 
 
