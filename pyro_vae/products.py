@@ -4,6 +4,7 @@ __all__ = ["with_fast_products"]
 
 import copy
 import functools
+import math
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -43,15 +44,14 @@ def _is_large_product(node: Node) -> bool:
     """Whether this is a b or bias + a b, ``[M, K] [K, N]``, of float32 on the CPU."""
     if node.target not in (aten.mm.default, aten.addmm.default) or node.kwargs:
         return False
-    result, *factors = (_meta(n) for n in (node, *node.args) if isinstance(n, Node))
-    if result is None or len(factors) != len(node.args) or any(f is None for f in factors):
+    result, *bias, a, b = (_meta(n) for n in (node, *node.args) if isinstance(n, Node))
+    # A factor that was rewritten may not say its shape: the other one does.
+    inner = b.shape[0] if b is not None else a.shape[1] if a is not None else 0
+    if result is None or result.dtype is not torch.float32 or len(bias) != len(node.args) - 2:
         return False
-    if any(m.dtype is not torch.float32 for m in (result, *factors)):
+    if any(term is None or len(term.shape) != 1 for term in bias):  # of another shape
         return False
-    if len(factors) == 3 and len(factors[0].shape) != 1:  # a bias of another shape
-        return False
-    rows, columns = result.shape
-    return bool(rows * columns * factors[-2].shape[1] >= LARGE)
+    return bool(math.prod(result.shape) * inner >= LARGE)
 
 
 def _meta(node: Node) -> Any:

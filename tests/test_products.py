@@ -60,6 +60,15 @@ def test_products_are_the_same_up_to_rounding_and_the_given_graph_is_kept():
         assert float((got - want).abs().max()) < 20 * K**0.5 * torch.finfo(torch.float32).eps
 
 
+@pytest.mark.parametrize("forgotten", [0, 1])
+def test_a_product_of_a_factor_without_a_known_shape(forgotten):
+    a, b = torch.randn(M, K), torch.randn(K, N)
+    module = graph_of(torch.mm, a, b)
+    factors = [node for node in module.graph.nodes if node.op == "placeholder"]
+    del factors[forgotten].meta["tensor_meta"]
+    assert "pyro_vae.linear.default" in names(with_fast_products(module))
+
+
 def test_compiled_graph_calls_the_operator():
     x, w = torch.randn(M, K), torch.randn(K, N)
     compiled = capture(lambda: [(x @ w).relu().sum(0)], [x, w]).compile()
