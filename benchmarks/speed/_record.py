@@ -91,7 +91,8 @@ def configured(options: argparse.Namespace) -> Iterator[None]:
 
 def environment(options: argparse.Namespace) -> dict[str, Any]:
     """Machine, versions and settings, as they stand beside every result."""
-    settings = {k: v for k, v in vars(options).items() if k not in ("out", "show", "benchmark")}
+    unsaid = ("out", "show", "benchmark", "data_root")  # paths are this machine's own
+    settings = {k: v for k, v in vars(options).items() if k not in unsaid}
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         "machine": machine(options.device),
