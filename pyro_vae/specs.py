@@ -114,14 +114,14 @@ def _value(node: ast.expr, text: str) -> Any:
     try:
         return ast.literal_eval(node)
     except _UNREADABLE:
-        raise InputError(f"expected a literal or a word in {text!r}{_got(node)}") from None
+        raise InputError(_not_a_literal(node, text)) from None
 
 
-def _got(node: ast.expr) -> str:
+def _not_a_literal(node: ast.expr, text: str) -> str:
     try:
-        return f", got {ast.unparse(node)!r}"
-    except RecursionError:  # nested so deeply that it is read but not written
-        return ""
+        return f"expected a literal or a word in {text!r}, got {ast.unparse(node)!r}"
+    except RecursionError:  # parsed, but too deep for what walks it
+        return f"cannot read the arguments of {text!r}: nested too deeply"
 
 
 def _word(node: ast.expr) -> str | None:

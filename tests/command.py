@@ -1,13 +1,24 @@
 """The command line, run in the process of a test."""
 
-__all__ = ["Result", "invoke", "succeed", "refuse"]
+__all__ = ["Result", "invoke", "succeed", "refuse", "heeding_ctrl_c"]
 
 import contextlib
 import io
+import signal
 import sys
 from typing import NamedTuple
 
 from pyro_vae.__main__ import main
+
+
+@contextlib.contextmanager
+def heeding_ctrl_c():
+    """Processes started in here heed Ctrl-C, though this one be a background job of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Result(NamedTuple):

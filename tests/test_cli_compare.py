@@ -21,7 +21,7 @@ from pyro_vae.comparison.record import read_comparison
 from pyro_vae.comparison.subject import run_subject
 from pyro_vae.config import Config
 from pyro_vae.run_training import load_untrained, start_run
-from tests.command import invoke, refuse, succeed
+from tests.command import heeding_ctrl_c, invoke, refuse, succeed
 
 TRAIN = [
     "train", "--encoder", "mlp(hidden=(16,))", "--latent-dim", "3", "--epochs", "2",
@@ -296,10 +296,11 @@ def test_the_installed_command_stops_cleanly_at_ctrl_c(place, tmp_path):
         sys.executable, "-m", "pyro_vae", "compare", run, "--estimator", "trace", "--num-repeats",
         "1000000", "--count", "20", "--device", "cpu", "--particles", "64",
     ]  # fmt: skip
-    process = subprocess.Popen(
-        list(map(str, command)), cwd=tmp_path, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    with heeding_ctrl_c():
+        process = subprocess.Popen(
+            list(map(str, command)), cwd=tmp_path, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
     try:
         assert process.stdout.readline().startswith(f"{run}, test, 20 data")
         time.sleep(0.5)

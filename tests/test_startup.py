@@ -17,6 +17,7 @@ from types import FunctionType, ModuleType
 import pytest
 
 import pyro_vae
+from tests.command import heeding_ctrl_c
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,9 +32,10 @@ COMMAND_LINE = {"rich", "typer"}
 def _python(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     paths = [str(each) for each in (path, ROOT) if each is not None]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    return subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True
-    )
+    with heeding_ctrl_c():
+        return subprocess.run(
+            [sys.executable, *arguments], env=environment, capture_output=True, text=True
+        )
 
 
 def _modules(program: str) -> set[str]:
