@@ -68,6 +68,7 @@ def capture_program(
     check: Callable[[Outputs, bool], None],
     *,
     parameters: dict[str, Tensor],
+    prepare: Callable[[Graph], None] = lambda graph: None,
     compile: bool = True,
 ) -> CapturedProgram:
     """Capture ``function`` and run the graph once, interpreted and compiled, through ``check``.
@@ -81,6 +82,7 @@ def capture_program(
         check: called with outputs and whether they are of the compiled graph, under
             the random state that the function began with; raises ``CaptureError``.
         parameters: those that the programs have in Pyro's parameter store.
+        prepare: called with the graph before it is checked; may rewrite or refuse it.
         compile: whether to compile the graph.
 
     Raises:
@@ -101,6 +103,7 @@ def capture_program(
                 f"the program takes a tensor of shape {list(tensor.shape)} from where it may be "
                 "exchanged unseen; hold it in a module, an attribute, a closure or a global"
             )
+    prepare(graph)
     with unchanged(guards, tensors):
         check(graph(*tensors), False)
     if compile:

@@ -11,10 +11,14 @@ import torch
 from pyro import poutine
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
-from torch.distributions import Distribution
 
-from pyro_vae.capture import CaptureError, Graph, capture
-from pyro_vae.captured_program import CapturedProgram, signature_of, unchanged
+from pyro_vae.capture import CaptureError, Graph
+from pyro_vae.captured_program import (
+    CapturedProgram,
+    capture_program,
+    signature_of,
+    unchanged,
+)
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation._rewrite import rewrite
 from pyro_vae.execution import Program
@@ -167,25 +171,26 @@ def _capture(model: Program, x: Tensor, latents: Latents, own_store: bool) -> Ca
         CaptureError: the model is no graph, or not one whose weights are each datum's own.
     """
     tensors = [x, *latents.values.values()]
-    guards = watch(model=model)
     parameters: dict[str, Tensor] = {}
-    with unchanged(guards, tensors), poutine.trace(param_only=True) as traced:
+    with unchanged(watch(model=model), tensors), poutine.trace(param_only=True) as traced:
         expected = weigh(model, x, latents)[:2]
     if not own_store:
         sites: dict[str, Any] = traced.trace.nodes
         parameters = {name: site["value"].unconstrained() for name, site in sites.items()}
-    with unchanged(guards, tensors):
-        graph = capture(lambda: weigh(model, x, latents)[:2], tensors)
-    if change := guards.change():
-        raise CaptureError(f"the program changes its own values as it runs ({change})")
-    _refuse_effects(graph)
-    if x.device.type == "cpu":
-        rewrite(graph.module)
-    with unchanged(guards, tensors):
-        _check(graph(*tensors), expected, "captured")
-        graph, outputs = _compiled(graph, tensors)
-        _check(outputs, expected, "compiled")
-    return CapturedProgram(graph, guards, parameters)
+
+    def prepare(graph: Graph) -> None:
+        _refuse_effects(graph)
+        if x.device.type == "cpu":
+            rewrite(graph.module)
+
+    return capture_program(
+        lambda: weigh(model, x, latents)[:2],
+        tensors,
+        {"model": model},
+        lambda outputs, compiled: _check(outputs, expected, "compiled" if compiled else "captured"),
+        parameters=parameters,
+        prepare=prepare,
+    )
 
 
 def _refuse_effects(graph: Graph) -> None:
@@ -223,21 +228,6 @@ def _tolerances(like: Tensor) -> tuple[float, float]:
     if torch.is_autocast_enabled(like.device.type):
         return REDUCED_TOLERANCES
     return TOLERANCES.get(like.dtype, REDUCED_TOLERANCES)
-
-
-def _compiled(graph: Graph, tensors: list[Tensor]) -> tuple[Graph, Any]:
-    """Compile and run; torch's compiler raises what it likes, and ends validation for good."""
-    validates = Distribution._validate_args
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            graph = graph.compile()
-            return graph, graph(*tensors)
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise CaptureError(f"torch.compile failed: {lines[0][:200]}") from error
-    finally:
-        Distribution.set_default_validate_args(validates)
 
 
 def _modes(device: torch.device) -> tuple[Any, ...]:
