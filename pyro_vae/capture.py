@@ -20,7 +20,7 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_vae.products import with_fast_products
+from pyro_vae.compilation import compile_graph
 
 # Methods that hand a tensor's numbers to the host without any operator of torch.
 HOST_METHODS = (
@@ -38,8 +38,6 @@ CAPTURING = tuple(
     str(Path(__file__).with_name(name))
     for name in ("capture.py", "captured_program.py", "compiled_svi.py")
 )
-# inductor's own generator is ten times slower on a CPU than torch's, and other noise.
-COMPILE_OPTIONS: dict[str, Any] = {"fallback_random": True}
 _patching = threading.Lock()
 
 
@@ -65,19 +63,12 @@ class Graph:
         self._run: Callable[..., Any] = module
 
     def compile(self) -> "Graph":
-        """Return the same graph, compiled by torch at its first call."""
+        """Return the same graph, compiled by torch at its first call for such tensors alone."""
         compiled = Graph(self.module, self.lifted, self.present)
-        with _validation_kept():
-            run: Any = torch.compile(
-                with_fast_products(self.module),
-                fullgraph=True,
-                dynamic=False,
-                options=COMPILE_OPTIONS,
-            )
 
         def first(*tensors: Tensor) -> Any:
-            with _validation_kept():
-                outputs = run(*tensors)
+            run = compile_graph(self.module, tensors)
+            outputs = run(*tensors)
             compiled._run = run
             return outputs
 
@@ -90,17 +81,6 @@ class Graph:
         with torch.no_grad(), torch._C._DisableAutocast():
             outputs = iter(self._run(*inputs, *self.lifted))
         return [next(outputs) if is_tensor else None for is_tensor in self.present]
-
-
-@contextmanager
-def _validation_kept() -> Iterator[None]:
-    """torch's compiler turns the validation of distributions off, for the whole process."""
-    kind: Any = torch.distributions.Distribution
-    before = kind._validate_args
-    try:
-        yield
-    finally:
-        kind.set_default_validate_args(before)
 
 
 def capture(function: Callable[[], Sequence[Tensor | None]], inputs: Sequence[Tensor]) -> Graph:

@@ -39,7 +39,7 @@ class CapturedProgram:
         self.guards = guards
         self.parameters = parameters
         known = {id(tensor): tensor for tensor in (*parameters.values(), *graph.lifted)}
-        self._required = [(tensor, tensor.requires_grad) for tensor in known.values()]
+        self._kinds = [(tensor, *_kind(tensor)) for tensor in known.values()]
 
     def holds(self) -> bool:
         """Whether the graph still is what the programs compute."""
@@ -51,9 +51,11 @@ class CapturedProgram:
         for name, leaf in self.parameters.items():
             if store.get(name) is not leaf:
                 return f"parameter {name!r} is another tensor"
-        for tensor, required in self._required:
+        for tensor, required, dtype, shape in self._kinds:
             if tensor.requires_grad is not required:
                 return "requires_grad of a parameter"
+            if tensor.dtype is not dtype or tensor.shape != shape:  # another ``data``
+                return "dtype or shape of a parameter"
         return self.guards.change()
 
     def __call__(self, *tensors: Tensor) -> list[Any]:
@@ -82,7 +84,7 @@ def capture_program(
         check: called with outputs and whether they are of the compiled graph, under
             the random state that the function began with; raises ``CaptureError``.
         parameters: those that the programs have in Pyro's parameter store.
-        prepare: called with the graph before it is checked; may rewrite or refuse it.
+        prepare: called with the graph before it is checked; may refuse it.
         compile: whether to compile the graph.
 
     Raises:
@@ -111,6 +113,10 @@ def capture_program(
         with unchanged(guards, tensors):
             check(_first_run(graph, tensors), True)
     return CapturedProgram(graph, guards, parameters)
+
+
+def _kind(tensor: Tensor) -> tuple[bool, torch.dtype, torch.Size]:
+    return tensor.requires_grad, tensor.dtype, tensor.shape
 
 
 def check_close(outputs: Outputs, expected: Outputs, names: Sequence[str], compiled: bool) -> None:

@@ -4,7 +4,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae import products
 from pyro_vae.capture import capture
-from pyro_vae.products import LARGE, with_fast_products
+from pyro_vae.products import LARGE, LONG, with_fast_products
 
 # [M, K] [K, N] of exactly LARGE multiplications, and one row less.
 K, N = 200, 150
@@ -58,6 +58,20 @@ def test_products_are_the_same_up_to_rounding_and_the_given_graph_is_kept():
     for got, want in zip(fast(*inputs), exact, strict=True):
         # sums of K terms of size 1: their rounding is about √K ε
         assert float((got - want).abs().max()) < 20 * K**0.5 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("num_data", [LONG - 1, LONG])
+@pytest.mark.parametrize(("rows", "columns"), [(200, 150), (150, 200)])
+def test_a_tall_gradient_of_many_data_is_computed_as_a_wide_one(num_data, rows, columns):
+    """gᵀ x, [784, 400] say; the result is a view of its transpose."""
+    torch.manual_seed(0)
+    g, x = torch.randn(num_data, rows), torch.randn(num_data, columns)
+    module = with_fast_products(graph_of(lambda g, x: g.t() @ x, g, x))
+    got = module(g, x)
+    exact = g.double().t() @ x.double()
+    assert (got - exact).abs().max() < 4 * num_data * torch.finfo(torch.float32).eps
+    tall = num_data >= LONG and rows > columns
+    assert (names(module)[-1] == "aten.t.default") == tall
 
 
 @pytest.mark.parametrize("forgotten", [0, 1])

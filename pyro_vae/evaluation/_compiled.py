@@ -20,7 +20,6 @@ from pyro_vae.captured_program import (
     unchanged,
 )
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation._rewrite import rewrite
 from pyro_vae.execution import Program
 from pyro_vae.guards import watch
 from pyro_vae.log_weights import Latents, LogWeights, weigh
@@ -178,18 +177,13 @@ def _capture(model: Program, x: Tensor, latents: Latents, own_store: bool) -> Ca
         sites: dict[str, Any] = traced.trace.nodes
         parameters = {name: site["value"].unconstrained() for name, site in sites.items()}
 
-    def prepare(graph: Graph) -> None:
-        _refuse_effects(graph)
-        if x.device.type == "cpu":
-            rewrite(graph.module)
-
     return capture_program(
         lambda: weigh(model, x, latents)[:2],
         tensors,
         {"model": model},
         lambda outputs, compiled: _check(outputs, expected, "compiled" if compiled else "captured"),
         parameters=parameters,
-        prepare=prepare,
+        prepare=_refuse_effects,
     )
 
 
