@@ -27,8 +27,10 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 from torch.distributions import constraints
 
+from pyro_vae import compiled_svi
 from pyro_vae.annealing import Beta
 from pyro_vae.capture import CaptureError
+from pyro_vae.captured_program import capture_program
 from pyro_vae.compiled_svi import CompiledSVI
 from pyro_vae.components import build
 from pyro_vae.errors import InputError
@@ -94,6 +96,19 @@ def assert_same(one, other, tolerance=TOLERANCE):
 
 
 BATCHES = [X * (1 + 0.1 * i) for i in range(20)]
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """The programs captured, one for each capture."""
+    found = []
+
+    def counted(*args, **options):
+        found.append(capture_program(*args, **options))
+        return found[-1]
+
+    monkeypatch.setattr(compiled_svi, "capture_program", counted)
+    return found
 
 
 def per_parameter(name):
@@ -731,6 +746,38 @@ def test_an_exchanged_tensor_is_seen():
         )
 
     assert_same(run("compiled"), run("eager"))
+
+
+def test_a_parameter_of_another_dtype_or_shape_is_seen(captures):
+    """``module.double()`` keeps the parameter and exchanges its numbers."""
+
+    class Programs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.noise = nn.Parameter(torch.zeros(1, dtype=torch.float32))
+
+        def model(self, x):
+            pyro.module("programs", self)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, self.noise.exp().mean()), obs=x)
+
+    def run(engine):
+        programs = Programs()
+
+        def between(step):
+            if step == 3:
+                programs.double()
+            if step == 6:
+                programs.noise.data = torch.zeros(4)
+
+        def make():
+            return compiled(programs.model, guide, sgd, Trace_ELBO(), engine=engine)
+
+        return train(make, BATCHES[:9], between)
+
+    assert_same(run("compiled"), run("eager"), 1e-6)
+    assert len(captures) == 3
 
 
 def test_two_trainings_interleaved_in_stores_of_their_own_and_in_one():
