@@ -186,5 +186,6 @@ def _build_model(config: Config, facts: Facts, offered: dict[str, Any]) -> Any:
 def component_hashes(config: Config) -> dict[str, str]:
     """Return path → sha256 of the component files that stand outside the project."""
     specs = (config.model, config.prior, config.likelihood, config.guide, config.objective)
-    found = (source_hash(spec) for spec in (*specs, config.encoder, config.decoder or "mlp"))
+    parts = (config.encoder, config.decoder, config.corrupt)
+    found = (source_hash(spec) for spec in (*specs, *parts) if spec is not None)
     return dict(item for item in found if item is not None)

@@ -38,6 +38,7 @@ console = Console(highlight=False, markup=False, emoji=False)  # paths hold brac
 
 DEFAULTS = Config()
 COMPONENTS, TRAINING, PLACE = "Components", "Training", "Data, seed and place"
+CORRUPT = "What the encoder sees in training, such as mask(rate=0.25); x itself is scored."
 ENGINE = "compiled or eager; none compiles 5,000 steps or more."
 PRECISION = "Of the steps' matrix products: float32, tf32 or bfloat16."
 LISTS, SCORES = "What varies (repeat an option for a list)", "Scores"
@@ -116,6 +117,7 @@ def train(
         _setting("objective", "The estimator, such as trace(num_particles=5).", TRAINING),
     ] = None,
     beta: Annotated[float | None, _setting("beta", "β, the weight of the KL.", TRAINING)] = None,
+    corrupt: Annotated[str | None, _setting("corrupt", CORRUPT, TRAINING)] = None,
     warm_up: Annotated[
         int | None, _setting("warm_up", "Epochs over which β grows from 0.", TRAINING)
     ] = None,
@@ -206,6 +208,7 @@ def sweep(
             help="Seeds 0 … n−1 of each; a verdict takes 5, chosen beforehand.",
         ),
     ] = 5,
+    corrupt: Annotated[str | None, _setting("corrupt", CORRUPT, TRAINING)] = None,
     warm_up: Annotated[
         int | None, _setting("warm_up", "Epochs over which β grows from 0.", TRAINING)
     ] = None,
@@ -641,7 +644,10 @@ def interpolate(
 
 @app.command(rich_help_panel="Draw")
 def embed(
-    run: RunArgument,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Draw the latent spaces of several runs side by side.")
+    ] = False,
     split: SplitOption = "test",
     count: Annotated[int, typer.Option(min=2, help="How many data at most.")] = 5000,
     seed: SeedOption = 0,
@@ -650,14 +656,27 @@ def embed(
     allow_code: AllowCodeOption = False,
     out: OutOption = None,
 ) -> None:
-    """Draw the latent map, coloured by label; for two latents the decoder's manifold too."""
+    """Draw the latent map, coloured by label; for two latents the decoder's manifold too.
+
+    [bold]pyro-vae embed --compare runs/autoencoder runs/vae[/]
+
+    With --compare one figure of several runs, with samples decoded from N(0, I) and the figures of
+    completeness and continuity under each.
+    """
     from pyro_vae import gallery
     from pyro_vae.runs import load_run
 
-    loaded = load_run(run, allow_code=allow_code, device=device, data_root=data_root)
-    _say(gallery.draw_embedding(loaded, split, count, seed, out))
-    if out is None and gallery.is_plane(loaded):
-        _say(gallery.draw_manifold(loaded))
+    if len(runs) > 1 and not compare:
+        raise InputError("several runs are drawn side by side: embed --compare RUN RUN …")
+    loaded = [
+        load_run(path, allow_code=allow_code, device=device, data_root=data_root) for path in runs
+    ]
+    if compare:
+        _say(gallery.draw_latent_comparison(loaded, split, count, seed, out))
+        return
+    _say(gallery.draw_embedding(loaded[0], split, count, seed, out))
+    if out is None and gallery.is_plane(loaded[0]):
+        _say(gallery.draw_manifold(loaded[0]))
 
 
 @app.command("list")
@@ -670,8 +689,8 @@ def list_command(
     from pyro_vae.components import names
     from pyro_vae.data import describe_data
 
-    kinds = ("data", "prior", "likelihood", "guide", "model", "network", "objective", "optimizer",
-             "schedule")  # fmt: skip
+    kinds = ("data", "prior", "likelihood", "guide", "model", "network", "objective", "corruption",
+             "optimizer", "schedule")  # fmt: skip
     if kind is not None and kind not in kinds:
         raise InputError(f"unknown kind {kind!r}{suggest(kind, kinds)}")
     for each in kinds if kind is None else (kind,):
@@ -743,7 +762,7 @@ def _train(path: Path, config: Config, trainer: "Trainer", tensorboard: bool) ->
     from pyro_vae import gallery
     from pyro_vae.run_training import train_run
     from pyro_vae.runs import read_rows
-    from pyro_vae.terminal import TITLES, TrainingDisplay, graceful_stop
+    from pyro_vae.terminal import POINT, POINT_NOTE, TITLES, TrainingDisplay, graceful_stop
 
     writer = _event_writer(path) if tensorboard else None
 
@@ -769,12 +788,15 @@ def _train(path: Path, config: Config, trainer: "Trainer", tensorboard: bool) ->
         )
         raise typer.Exit(130)
     gallery.draw_training(path, read_rows(path / "metrics.jsonl"))
+    criterion = POINT if trainer.criterion == "reconstruction" else TITLES[trainer.criterion]
     console.print(
         f"{path}: {progress.epoch} epochs, {progress.step} steps, {progress.seconds:.0f} s; best "
-        f"validation {TITLES[trainer.criterion]} {progress.best_bound:.2f} nats/datum at epoch "
+        f"validation {criterion} {progress.best_bound:.2f} nats/datum at epoch "
         f"{progress.best_epoch}",
         soft_wrap=True,
     )
+    if criterion == POINT:
+        console.print(POINT_NOTE, soft_wrap=True)
 
 
 @contextlib.contextmanager

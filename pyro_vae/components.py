@@ -29,7 +29,7 @@ PACKAGES = {
     "objective": "pyro_vae.objectives",
 }
 # Public functions of one module; `network` serves encoder and decoder.
-MODULES = {"network": "pyro_vae.networks"}
+MODULES = {"network": "pyro_vae.networks", "corruption": "pyro_vae.corruptions"}
 # Classes of torch.optim: adam, rmsprop, …; step_lr, cosine_annealing_lr, ….
 TORCH = {"optimizer": torch.optim.Optimizer, "schedule": torch.optim.lr_scheduler.LRScheduler}
 # These need closures, sparse gradients, matrices, functions, other schedules or a metric.

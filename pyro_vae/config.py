@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # The settings that are component specs, kept in their canonical form.
 SPECS = (
     "data", "model", "prior", "likelihood", "guide", "encoder", "decoder", "objective", "optimizer",
-    "schedule",
+    "schedule", "corrupt",
 )  # fmt: skip
 
 
@@ -45,6 +45,8 @@ class Config:
     """None: the encoder's spec, mirrored."""
     latent_dim: int = 16
     objective: str = "trace"
+    corrupt: str | None = None
+    """What the encoder sees in training in the place of x, such as ``mask(rate=0.25)``."""
     beta: float = 1.0
     warm_up: int = 0
     """Epochs over which β grows linearly from 0."""

@@ -36,6 +36,7 @@ from pyro_vae.evaluation_figures import bound_curve, pareto_k_over_data
 from pyro_vae.figures import save
 from pyro_vae.runs import Run
 from pyro_vae.terminal import (
+    POINT_NOTE,
     TITLES,
     counting,
     evaluation_table,
@@ -199,6 +200,8 @@ def _show(console: Console, subject: Subject, evaluation: Evaluation) -> None:
         _say(console, _pareto_line(evaluation.pareto_k, len(subject.split)))
         if evaluation.pareto_k["worst"]:
             _print(console, pareto_table(evaluation.pareto_k["worst"]))
+    if estimates.keys() == {"reconstruction"}:
+        _say(console, POINT_NOTE)
     drawn = any(estimate.standard_error is not None for estimate in estimates.values())
     errors = "errors over draws of z and" if drawn else "error"
     _say(console, f"± standard {errors} over data; {subject.record}")

@@ -15,7 +15,6 @@ __all__ = [
     "reconstructions",
     "traversals",
     "interpolation",
-    "latent_scatter",
     "manifold",
     "sweep_scores",
     "save",
@@ -34,7 +33,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from pyro_vae.axes import GRID, PALETTE, plain_axes, set_title, settled
+from pyro_vae.axes import GRID, plain_axes, set_title, settled
 from pyro_vae.errors import InputError
 from pyro_vae.tiles import (
     BLUE,
@@ -44,16 +43,17 @@ from pyro_vae.tiles import (
     MUTED,
     ORANGE,
     SMALL_SIZE,
-    TEXT_SIZE,
     Array,
     Panel,
     as_array,
-    as_numpy,
     as_tiles,
     new_figure,
     tile_figure,
     wrap,
 )
+
+# What is maximized and shown of a guide that is a point.
+TRAINED_POINTS = {"reconstruction": "log p(x|z(x))", "log_joint": "log p(x, z(x))"}
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -65,8 +65,10 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         rows: one mapping an epoch, as in ``metrics.jsonl``: ``epoch``; ``elbo`` (training bound at
             the current β) and ``valid_elbo`` (β = 1), nats per datum;
             ``valid_elbo_standard_error`` (over data); ``beta``; ``best`` (best so far).
-            All but the first two may be missing or None. ``log_joint`` may stand for ``elbo``;
-            ``objective`` stands for the training bound of an estimator that is no ELBO.
+            All but the first two may be missing or None. ``objective`` stands for the training
+            bound of an estimator that is no ELBO. Of a guide that is a point,
+            ``valid_reconstruction`` stands for ``valid_elbo``, and ``reconstruction`` or
+            ``log_joint`` for ``elbo``.
 
     Raises:
         InputError: no rows, or one without ``epoch`` or ``elbo``.
@@ -223,50 +225,6 @@ def interpolation(
     return tile_figure([panel], "Interpolation between data", note, limits=(vmin, vmax))
 
 
-def latent_scatter(
-    points: Array,
-    labels: Array | None = None,
-    *,
-    method: str,
-    explained: float | None = None,
-) -> Figure:
-    """Draw projected latent codes, coloured by label.
-
-    Up to ten distinct labels have a colour each; more, if numbers, a continuous scale.
-
-    Args:
-        points: ``[N, 2]``, already projected.
-        labels: ``[N]``, numbers or names.
-        method: what the two axes are, for the title: ``"posterior mean"``, ``"first two principal
-            components of the posterior mean"``.
-        explained: fraction of the variance in these two axes, in [0, 1].
-
-    Raises:
-        InputError: points of another shape, as many labels as not points, or more than ten names.
-    """
-    xy = as_array(points, "points")
-    if xy.ndim != 2 or xy.shape[1] != 2 or len(xy) == 0:
-        raise InputError(f"Expected points of shape [N, 2]; got {xy.shape}")
-    figure = new_figure(8, 6.4, layout="constrained")
-    axes = figure.add_subplot()
-    # A fixed shuffle: no class is drawn on top of all others.
-    order = np.random.default_rng(0).permutation(len(xy))
-    style: dict[str, Any] = {"s": np.clip(2e4 / len(xy), 4, 30), "alpha": 0.85, "linewidths": 0}
-    if labels is None:
-        axes.scatter(xy[order, 0], xy[order, 1], color=BLUE, **style)
-    else:
-        _scatter_by_label(axes, xy, np.asarray(as_numpy(labels)), order, style)
-    names = ("component 1", "component 2") if explained is not None else ("$z_0$", "$z_1$")
-    axes.set_xlabel(names[0])
-    axes.set_ylabel(names[1])
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.margins(0.03)
-    plain_axes(axes)
-    share = "" if explained is None else f", {100 * explained:.0f} % of variance"
-    set_title(axes, method[:1].upper() + method[1:] + share)
-    return settled(figure)
-
-
 def manifold(
     images: Array, grid_values: Array, *, vmin: float | None = None, vmax: float | None = None
 ) -> Figure:
@@ -389,24 +347,28 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
 def _draw_bounds(
     axes: Axes, rows: Sequence[Mapping[str, Any]], epoch: NDArray[Any], warm: bool
 ) -> None:
-    criterion = "log_joint" if "log_joint" in rows[0] else "elbo"  # of a guide without a bound
-    trained = "objective" if "objective" in rows[0] else criterion
+    # Runs of earlier versions chose the best point by its log-joint.
+    points = [name for name in ("reconstruction", "log_joint") if f"valid_{name}" in rows[0]]
+    criterion = points[0] if points else "elbo"
+    trained = next((n for n in ("objective", *TRAINED_POINTS) if n in rows[0]), "elbo")
     elbo, valid = _column(rows, trained, required=True), _column(rows, f"valid_{criterion}")
     error = _column(rows, f"valid_{criterion}_standard_error")
     low, high = _robust_range(elbo, valid)
     style: dict[str, Any] = {"linewidth": 1.6, "marker": "o" if len(rows) < 12 else "", "ms": 3.5}
-    label = "training" if trained == criterion else "training objective, another than the ELBO"
+    other = TRAINED_POINTS.get(trained, "objective, another than the ELBO")
+    label = "training" if trained == criterion else f"training {other}"
     label += ", at the current β" if warm else ""
     axes.plot(epoch, elbo, color=MUTED, label=label, **style)
     if np.isfinite(valid).any():
-        label = "validation" if trained == criterion else "validation ELBO"
-        label += ", at β = 1" if warm else ""
+        of = TRAINED_POINTS.get(criterion, "ELBO")
+        label = "validation" if trained == criterion else f"validation {of}"
+        label += ", at β = 1" if warm and criterion != "reconstruction" else ""
         if np.isfinite(error).any():
             label += ", ± 1 standard error over data"
             axes.fill_between(epoch, valid - error, valid + error, color=BLUE, alpha=0.18, lw=0)
         axes.plot(epoch, valid, color=BLUE, label=label, **style)
-    title = "log p(x, z(x)) by epoch" if criterion == "log_joint" else "ELBO by epoch"
-    axes.set_ylabel("nats per datum" if trained == "objective" else "ELBO, nats per datum")
+    title = f"{TRAINED_POINTS.get(criterion, 'ELBO')} by epoch"
+    axes.set_ylabel("ELBO, nats per datum" if trained == "elbo" else "nats per datum")
     best = max((i for i, row in enumerate(rows) if row.get("best")), default=None)
     if best is not None:
         value = valid[best] if np.isfinite(valid[best]) else elbo[best]
@@ -431,35 +393,6 @@ def _frame(
     right = min(high + reach, max([high, *ends]))
     pad = 0.03 * (right - left) or 0.5
     return left - pad, right + pad
-
-
-def _scatter_by_label(
-    axes: Axes, xy: NDArray[Any], labels: NDArray[Any], order: NDArray[Any], style: dict[str, Any]
-) -> None:
-    if labels.shape != xy.shape[:1]:
-        raise InputError(f"Expected labels of shape {xy.shape[:1]}; got {labels.shape}")
-    names, index = np.unique(labels, return_inverse=True)
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    if len(names) <= len(PALETTE):
-        colors = np.array(PALETTE)[index]
-        axes.scatter(xy[order, 0], xy[order, 1], c=colors[order].tolist(), **style)
-        handles = [
-            Line2D([], [], ls="", marker="o", ms=6, color=color, label=str(name))
-            for name, color in zip(names, PALETTE, strict=False)
-        ]
-        figure.legend(
-            handles=handles, loc="outside right upper", title="label", frameon=False,
-            fontsize=TEXT_SIZE, title_fontsize=TEXT_SIZE, labelcolor=INK, handletextpad=0.2,
-        )  # fmt: skip
-    elif labels.dtype.kind in "iuf":
-        drawn = axes.scatter(xy[order, 0], xy[order, 1], c=labels[order], cmap="viridis", **style)
-        bar = figure.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02)
-        bar.set_label("label", size=TEXT_SIZE, color=INK)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=SMALL_SIZE, color=MUTED, labelcolor=INK)
-    else:
-        raise InputError(f"Expected at most {len(PALETTE)} distinct names; got {len(names)}")
 
 
 def _robust_range(*curves: NDArray[Any]) -> tuple[float, float]:

@@ -8,20 +8,27 @@ __all__ = [
     "draw_traversals",
     "draw_interpolation",
     "draw_embedding",
+    "draw_latent_comparison",
     "draw_manifold",
     "draw_pseudo_inputs",
     "is_plane",
     "has_pseudo_inputs",
 ]
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae import figures, generation
+from pyro_vae import figures, generation, latent_figures
+from pyro_vae.diagnosis.rows import LatentSpaceReport
+from pyro_vae.diagnosis.space import latent_space_report
+from pyro_vae.digits import digits_of, error_text
 from pyro_vae.errors import InputError
+from pyro_vae.evaluation.scores import Estimate
+from pyro_vae.latent_figures import LatentMap
 from pyro_vae.runs import Run
 
 
@@ -130,8 +137,93 @@ def draw_embedding(run: Run, split: str, count: int, seed: int, out: Path | None
     x, labels = _some_data(run, split, count, seed)
     points = generation.posterior_mean(run.guide, x, seed=seed).cpu()
     points, method, explained = generation.project(points)
-    figure = figures.latent_scatter(points, labels, method=method, explained=explained)
+    figure = latent_figures.latent_scatter(points, labels, method=method, explained=explained)
     return figures.save(figure, out or run.path / "figures" / "latent.png")
+
+
+def draw_latent_comparison(
+    runs: Sequence[Run], split: str, count: int, seed: int, out: Path | None = None
+) -> Path:
+    """Draw the latent spaces of several runs side by side, a z ~ q(z|x) for each datum.
+
+    Under each stand samples decoded from N(0, I), whatever its prior, and what the diagnosis
+    says of completeness and continuity.
+
+    Raises:
+        InputError: the runs are of different data.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        if run.config.data != first.config.data:
+            raise InputError(
+                f"'{first.path}' is of {first.config.data} and '{run.path}' of {run.config.data}; "
+                "compare runs of the same data"
+            )
+    maps = []
+    for run in runs:
+        x, labels = _some_data(run, split, count, seed)
+        points = generation.posterior_draw(run.guide, x, seed=seed).cpu()
+        points, _, explained = generation.project(points)
+        samples = generation.sample_standard_normal(run.model, 36, seed=seed)
+        report = latent_space_report(
+            run.model, run.guide, run.data.train, run.data.split(split), seed=seed,
+            ordered=run.data.ordered,
+        )  # fmt: skip
+        maps.append(
+            LatentMap(_trained(run), points, labels, explained, samples.cpu(), _told(report))
+        )
+    low, high = _display_range(first, torch.cat([torch.as_tensor(each.samples) for each in maps]))
+    figure = latent_figures.latent_comparison(
+        maps, title=f"z ~ q(z|x) of {first.config.data}, {split} split", vmin=low, vmax=high
+    )
+    return figures.save(figure, out or first.path / "figures" / "latent_comparison.png")
+
+
+def _trained(run: Run) -> str:
+    """What tells a run from its neighbours."""
+    config = run.config
+    parts = [f"{run.path.name}: {config.guide}", f"β = {config.beta:g}"]
+    if config.prior != "standard_normal":
+        parts.append(f"prior {config.prior}")
+    if config.corrupt is not None:
+        parts.append(f"corrupted by {config.corrupt}")
+    return ", ".join(parts)
+
+
+def _told(report: LatentSpaceReport) -> list[str]:
+    """Completeness and continuity in words, each with its error."""
+    share, steady, straight = report.prior_near_posterior, report.smoothness, report.straightness
+    complete = "complete: not known, q(z|x) is a point"
+    if share is not None:
+        whole = f"{100 * (report.posterior_share or 0):.0f} %"
+        complete = (
+            f"complete: {_with_error(share, 100)} % of p(z) lies where data do "
+            f"({whole} where q(z) = p(z))"
+        )
+    lines = [complete]
+    if steady is not None:
+        lines.append(
+            f"continuous: the largest step along a line is {_with_error(steady)} mean ones"
+        )
+    if straight is not None:
+        lines.append(
+            f"a decoded line is {_with_error(straight)} times as long as its ends are apart"
+        )
+    for probe in report.probes:
+        if probe.features == "z" and probe.classifier == "nearest neighbours":
+            lines.append(
+                f"10 nearest neighbours tell {_with_error(probe.accuracy, 100)} % of labels"
+            )
+    return lines
+
+
+def _with_error(estimate: Estimate, factor: float = 1.0) -> str:
+    """An estimate and the error over data, that over draws where there is no other."""
+    error = estimate.data_standard_error
+    error = estimate.standard_error if error is None else error
+    digits = digits_of([error and factor * error])
+    text = error_text(error and factor * error, digits)
+    return f"{factor * estimate.value:.{digits}f} ± {text}"
 
 
 def draw_pseudo_inputs(run: Run, count: int = 100, out: Path | None = None) -> Path:

@@ -3,8 +3,10 @@
 __all__ = [
     "Pictures",
     "sample_prior",
+    "sample_standard_normal",
     "reconstruct",
     "posterior_mean",
+    "posterior_draw",
     "prior_mean",
     "moments",
     "project",
@@ -44,6 +46,18 @@ def sample_prior(model: Any, num_samples: int, *, seed: int = 0) -> Pictures:
 
 
 @torch.no_grad()
+def sample_standard_normal(model: Any, num_samples: int, *, seed: int = 0) -> Tensor:
+    """Decode z ~ N(0, I), whatever the prior; the decoder's means ``[num_samples, *event_shape]``.
+
+    The same z for the same seed and size of z, so that models can be compared.
+    """
+    with seeded(derive_seed(seed, "standard normal"), _device(model)):
+        like = model.prior().sample()
+        z = torch.randn(num_samples, *like.shape, device=like.device, dtype=like.dtype)
+    return _mean(model.decode(z), seed)
+
+
+@torch.no_grad()
 def reconstruct(model: Any, guide: Any, x: Tensor, *, seed: int = 0) -> Pictures:
     """Draw one z ~ q(z|x) a datum and decode it, ``[B, *event_shape]``."""
     with seeded(derive_seed(seed, "reconstruct"), x.device):
@@ -55,6 +69,14 @@ def reconstruct(model: Any, guide: Any, x: Tensor, *, seed: int = 0) -> Pictures
 def posterior_mean(guide: Any, x: Tensor, *, seed: int = 0) -> Tensor:
     """Return E_q[z|x], ``[B, latent_dim]``; over 1,000 draws where it has no closed form."""
     return moments(guide.posterior(x), seed)[0]
+
+
+@torch.no_grad()
+def posterior_draw(guide: Any, x: Tensor, *, seed: int = 0) -> Tensor:
+    """Draw one z ~ q(z|x) a datum, ``[B, latent_dim]``."""
+    with seeded(derive_seed(seed, "posterior"), x.device):
+        z: Tensor = guide.posterior(x).sample()
+        return z
 
 
 @torch.no_grad()

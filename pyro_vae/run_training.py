@@ -243,11 +243,15 @@ def _make_trainer(config: Config, data: DataSplits, facts: Facts) -> Trainer:
     device = config.torch_device()
     model, guide = _initial_pair(config, data, facts)
     _check_support(model.likelihood, data, config)
+    corruption = None
+    if config.corrupt is not None:
+        corruption = build("corruption", config.corrupt, unit=facts.unit)
     return Trainer(
         model,
         guide,
         data,
         objective=build("objective", config.objective),
+        corruption=corruption,
         optimizer=config.optimizer,
         schedule=config.schedule,
         clip_norm=config.clip_norm,

@@ -60,6 +60,7 @@ TITLES = {
     "bits_per_dim": "bits/dim",
 }
 POINT = "log p(x|z(x))"  # the reconstruction of a guide that is a point
+POINT_NOTE = f"the guide is a point: no ELBO and no likelihood, only a reconstruction, {POINT}"
 
 
 class TrainingDisplay:
@@ -158,6 +159,8 @@ class TrainingDisplay:
         trainer = self.trainer
         criterion = trainer.training_criterion
         annealed = trainer.beta != 1 or trainer.progress.epoch < trainer.warm_up
+        if criterion == "reconstruction":
+            return POINT
         title = TITLES.get(criterion) or objective_name(trainer.objective)
         unbounded = criterion != "log_joint" and not trainer.is_lower_bound
         return f"{'β-' if annealed else ''}{title}{' (no lower bound)' if unbounded else ''}"

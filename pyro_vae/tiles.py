@@ -1,6 +1,15 @@
 """Tiles: images laid out in whole pixels, so that every one is drawn sharp."""
 
-__all__ = ["Panel", "tile_figure", "new_figure", "wrap", "as_tiles", "as_array", "as_numpy"]
+__all__ = [
+    "Panel",
+    "tile_figure",
+    "draw_panel",
+    "new_figure",
+    "wrap",
+    "as_tiles",
+    "as_array",
+    "as_numpy",
+]
 
 import math
 import textwrap
@@ -80,7 +89,7 @@ def tile_figure(
         x = MARGIN + left + i * stride
         box = (x / total_width, bottom / total_height, width / total_width, height / total_height)
         axes = figure.add_axes(box, xlim=(0, width), ylim=(height, 0), xlabel=xlabel, ylabel=ylabel)
-        _draw_panel(axes, panel, (h, w), gap, (low, high))
+        draw_panel(axes, panel, (h, w), gap, (low, high))
     return figure
 
 
@@ -92,9 +101,10 @@ def _write_header(figure: Figure, lines: list[str], note: str) -> None:
     figure.text(y=y, s=note, size=TEXT_SIZE, color=MUTED, **style)
 
 
-def _draw_panel(
+def draw_panel(
     axes: Axes, panel: Panel, cell: tuple[int, int], gap: int, limits: tuple[float, float]
 ) -> None:
+    """Draw a panel whose tiles are ``cell`` = (height, width) pixels, ``gap`` apart."""
     h, w = cell
     rows, columns = panel.tiles.shape[:2]
     for row, column in np.ndindex(rows, columns):

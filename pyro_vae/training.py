@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pyro_vae.annealing import Beta, linear_warm_up
 from pyro_vae.compiled_svi import CompiledSVI
+from pyro_vae.corruptions import Corrupted
 from pyro_vae.data import DataSplits
 from pyro_vae.errors import InputError
 from pyro_vae.execution import Program
@@ -65,6 +66,7 @@ class Trainer:
         model, guide: Pyro programs of ``x`` ``[B, *event_shape]``.
         data: its ``train`` split is fitted; ``valid`` chooses the best epoch.
         objective: a ``pyro.infer.ELBO``; ``Trace()``, Pyro's Trace_ELBO, by default.
+        corruption: x → x̃, what the guide sees in steps in the place of x, see ``Corrupted``.
         optimizer: a ``torch.optim`` spec such as ``rmsprop(lr=1e-3, centered=True)``.
         schedule: a ``torch.optim.lr_scheduler`` spec, stepped once an epoch.
         clip_norm: the largest global 2-norm of the gradient.
@@ -91,6 +93,7 @@ class Trainer:
         data: DataSplits,
         *,
         objective: ELBO | None = None,
+        corruption: Callable[[Tensor], Tensor] | None = None,
         optimizer: str = "adam(lr=0.001)",
         schedule: str | None = None,
         clip_norm: float | None = None,
@@ -107,6 +110,7 @@ class Trainer:
         precision: str = "float32",
     ):
         self.model, self.guide, self.data = model, guide, data
+        self.corruption = corruption
         self.beta, self.warm_up = beta, warm_up
         self.batch_size, self.epochs, self.max_steps = batch_size, epochs, max_steps
         self.patience, self.seed = patience, seed
@@ -255,7 +259,7 @@ class Trainer:
     def validation_bound(self) -> tuple[float, float]:
         """Return the β = 1 ELBO on the validation data and its standard error, nats per datum.
 
-        Of a guide without a bound, the log-joint log p(x, z(x)). One z a datum, the
+        Of a guide without a bound, the reconstruction log p(x|z(x)). One z a datum, the
         same noise at every call: epochs differ by their weights alone. The standard
         error is over data and draws together, over blocks of neighbours where data
         are ordered; NaN for one datum.
@@ -265,25 +269,29 @@ class Trainer:
         store = contextlib.nullcontext() if self._running else self.parameters()
         with store, self._evaluation_mode(), seeded(seed, self.device):
             for x in self._validation_batches():
-                bounds.append(self._draw_weights(x).log_weight[0].double())
+                weights = self._draw_weights(x)
+                point = self.criterion == "reconstruction"
+                bounds.append((weights.log_likelihood if point else weights.log_weight)[0].double())
         bound = torch.cat(bounds)
         error = standard_error_of_mean(bound, self.data.ordered)
         return float(bound.mean()), math.nan if error is None else error
 
     @property
     def criterion(self) -> str:
-        """What training maximizes at β = 1: ``elbo``; ``log_joint`` where the guide is a point."""
-        return "elbo" if getattr(self.guide, "has_bound", True) else "log_joint"
+        """What chooses the best epoch: the β = 1 ``elbo``; ``reconstruction`` of a point guide."""
+        return "elbo" if getattr(self.guide, "has_bound", True) else "reconstruction"
 
     @property
     def training_criterion(self) -> str:
         """What a row of metrics calls minus the training loss: ``elbo`` where it is one.
 
-        ``log_joint`` where the guide is a point, ``objective`` for any other estimator, and
-        with free bits.
+        Where the guide is a point, ``reconstruction`` at β = 0, an autoencoder's, and else
+        ``log_joint``, log p(x|z(x)) + β log p(z(x)); ``objective`` for any other estimator,
+        and with free bits.
         """
-        other = self.criterion == "elbo" and not is_elbo(self.objective)
-        return "objective" if other else self.criterion
+        if self.criterion == "reconstruction":
+            return "reconstruction" if self.beta == 0 else "log_joint"
+        return self.criterion if is_elbo(self.objective) else "objective"
 
     @property
     def is_lower_bound(self) -> bool:
@@ -297,7 +305,7 @@ class Trainer:
 
     def _draw_weights(self, x: Tensor) -> LogWeights:
         """One z a datum, weighed; in the current parameter store."""
-        latents = draw_latents(self.guide, x, 1, allow_points=self.criterion == "log_joint")
+        latents = draw_latents(self.guide, x, 1, allow_points=self.criterion == "reconstruction")
         return weigh(self.model, x, latents)
 
     def _validation_batches(self) -> Iterable[Tensor]:
@@ -340,8 +348,9 @@ class Trainer:
         """Begin steps with nothing captured and nothing unread."""
         annealed = self.beta != 1.0 or self.warm_up > 0
         scale = Beta(self._beta) if annealed else lambda program: program
+        guide = self.guide if self.corruption is None else Corrupted(self.guide, self.corruption)
         self.svi = CompiledSVI(
-            scale(self.model), scale(self.guide), self.optim, self.objective, engine=engine
+            scale(self.model), scale(guide), self.optim, self.objective, engine=engine
         )
         self._unread: list[_Taken] = []
         self._num_read = 0

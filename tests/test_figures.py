@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
-from pyro_vae import figures
+from pyro_vae import figures, latent_figures
 from pyro_vae.errors import InputError
 
 
@@ -98,6 +98,16 @@ def sweep_of(count):
     return labels, scores.tolist(), [(s.min() - 0.1, s.max() + 0.2) for s in scores]
 
 
+def latent_map(seed, **changes):
+    facts = ["complete: 61 ± 2 % of p(z) lies where data do (95 % where q(z) = p(z))", "continuous"]
+    given = {
+        "title": f"run-{seed}: diagonal_normal, β = 1, prior vamp(components=500)",
+        "points": 3 * noise(50, 2, seed=seed), "labels": np.arange(50) % 10,
+        "explained": None, "samples": noise(36, 8, 8, seed=seed), "facts": facts,
+    }  # fmt: skip
+    return latent_figures.LatentMap(**(given | changes))
+
+
 every_figure = {
     "training_curves": lambda: figures.training_curves(rows_of(30, beta=0.5)),
     "image_grid": lambda: figures.image_grid(noise(7, 8, 8)),
@@ -105,7 +115,12 @@ every_figure = {
     "reconstructions": lambda: figures.reconstructions(noise(7, 8, 8), noise(7, 8, 8, seed=1)),
     "traversals": lambda: figures.traversals(noise(2, 3, 8, 8), [-1, 0, 1], dims=[0, 1]),
     "interpolation": lambda: figures.interpolation(noise(2, 3, 8, 8), ends=noise(2, 2, 8, 8)),
-    "latent_scatter": lambda: figures.latent_scatter(noise(50, 2), np.arange(50) % 3, method="x"),
+    "latent_scatter": lambda: latent_figures.latent_scatter(
+        noise(50, 2), np.arange(50) % 3, method="x"
+    ),
+    "latent_comparison": lambda: latent_figures.latent_comparison(
+        [latent_map(i) for i in range(3)], title="Latent spaces of digits, test split"
+    ),
     "manifold": lambda: figures.manifold(noise(3, 3, 8, 8), [-1, 0, 1]),
     "sweep_scores": lambda: figures.sweep_scores(*sweep_of(20), note="† a lower bound"),
 }
@@ -122,7 +137,8 @@ def test_makes_a_figure_without_pyplot_or_global_state(name):
 
 
 def test_all_public_functions_are_in_the_table():
-    assert {*every_figure, "save"} == set(figures.__all__)
+    public = {*figures.__all__, *latent_figures.__all__} - {"LatentMap"}
+    assert {*every_figure, "save"} == public
 
 
 def test_leaves_pyplot_and_the_global_rng_alone():
@@ -141,7 +157,7 @@ def test_never_imports_pyplot():
 
 
 # Matplotlib keeps tick labels beyond the frame, which nobody sees.
-FREE_TICKS = {"training_curves", "latent_scatter", "sweep_scores"}
+FREE_TICKS = {"training_curves", "latent_scatter", "latent_comparison", "sweep_scores"}
 
 
 @pytest.mark.parametrize("name", sorted(set(every_figure) - FREE_TICKS))
@@ -377,7 +393,9 @@ def test_latent_scatter_gives_every_point_its_label_colour(digits):
     labels = digits[1]
     points = np.random.default_rng(0).normal(size=(len(labels), 2))
     method = "first two principal components of the posterior mean"
-    figure = figures.latent_scatter(points, torch.tensor(labels), method=method, explained=0.434)
+    figure = latent_figures.latent_scatter(
+        points, torch.tensor(labels), method=method, explained=0.434
+    )
     assert "First two principal components of the posterior mean, 43 % of variance" in texts(figure)
     (legend,) = figure.legends
     colour = {
@@ -395,13 +413,15 @@ def test_latent_scatter_gives_every_point_its_label_colour(digits):
 
 
 def test_latent_scatter_without_labels_and_with_many():
-    plain = figures.latent_scatter(noise(9, 2), method="posterior mean")
+    plain = latent_figures.latent_scatter(noise(9, 2), method="posterior mean")
     assert len(plain.axes) == 1
     assert not plain.legends
     assert "Posterior mean" in texts(plain)
-    frames = figures.latent_scatter(noise(30, 2), np.arange(30), method="posterior mean")
+    frames = latent_figures.latent_scatter(noise(30, 2), np.arange(30), method="posterior mean")
     assert len(frames.axes) == 2  # a colour bar
-    named = figures.latent_scatter(noise(2, 2), np.array(["cat", "dog"]), method="posterior mean")
+    named = latent_figures.latent_scatter(
+        noise(2, 2), np.array(["cat", "dog"]), method="posterior mean"
+    )
     assert [text.get_text() for text in named.legends[0].get_texts()] == ["cat", "dog"]
 
 
@@ -471,10 +491,10 @@ def test_an_interval_of_two_seeds_does_not_squeeze_the_runs():
         (lambda: figures.traversals(noise(2, 1, 8, 8), [0], dims=[0]), r"dims .*\(2,\)"),
         (lambda: figures.traversals(noise(1, 1, 8, 8), [0], dims=[0], kl=[1, 2]), "kl"),
         (lambda: figures.interpolation(noise(2, 3, 8, 8), ends=noise(2, 3, 8, 8)), "ends of shape"),
-        (lambda: figures.latent_scatter(noise(4, 3), method="x"), r"\[N, 2\]; got \(4, 3\)"),
-        (lambda: figures.latent_scatter(noise(4, 2), [1, 2], method="x"), "labels of shape"),
+        (lambda: latent_figures.latent_scatter(noise(4, 3), method="x"), r"\[N, 2\]; got \(4, 3\)"),
+        (lambda: latent_figures.latent_scatter(noise(4, 2), [1, 2], method="x"), "labels of shape"),
         (
-            lambda: figures.latent_scatter(noise(11, 2), list("abcdefghijk"), method="x"),
+            lambda: latent_figures.latent_scatter(noise(11, 2), list("abcdefghijk"), method="x"),
             "at most 10 distinct names; got 11",
         ),
         (lambda: figures.manifold(noise(2, 3, 8, 8), [0, 1]), r"\[n, n, …\]"),
@@ -530,3 +550,29 @@ def test_save_below_a_file_gets_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write the figure"):
         figures.save(figures.image_grid(noise(1, 8, 8)), tmp_path / "file" / "a.png")
+
+
+def test_latent_comparison_has_a_map_its_samples_and_its_facts_a_run():
+    maps = [latent_map(0), latent_map(1, explained=0.5), latent_map(2, labels=None)]
+    figure = draw(latent_figures.latent_comparison(maps, title="t"))
+    scatters, grids = figure.axes[::2], figure.axes[1::2]
+    for axes, each in zip(scatters, maps, strict=True):
+        drawn = np.concatenate([c.get_offsets() for c in axes.collections])
+        assert {tuple(p) for p in drawn} == {tuple(p) for p in each.points}
+        assert len(axes.patches) == (
+            2 if each.explained is None else 0
+        )  # N(0, I), where z is shown
+    for axes, each in zip(grids, maps, strict=True):
+        shown = tiles(axes)
+        assert len(shown) == 36
+        assert np.array_equal(shown[0, 1], each.samples[1])
+        assert {image.get_clim() for image in axes.images} == {grids[0].images[0].get_clim()}
+    said = " ".join(text.get_text() for text in figure.texts)
+    assert all(each.title.split(":")[0] in said for each in maps)
+    assert said.count("complete:") == 3
+
+
+def test_latent_comparison_of_vectors_and_of_none():
+    draw(latent_figures.latent_comparison([latent_map(0, samples=noise(9, 5))], title="t"))
+    with pytest.raises(InputError, match="at least one latent space"):
+        latent_figures.latent_comparison([], title="t")

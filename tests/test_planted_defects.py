@@ -766,6 +766,20 @@ DEFECTS = [
         "tests/test_cuda_step.py::test_a_parameter_with_a_gradient_in_some_steps_alone_is_the_hosts",
     ),
     Defect(
+        "a denoising guide scored on corrupted data",
+        "pyro_vae/corruptions.py",
+        'training = getattr(self.guide, "training", self.training)',
+        "training = True",
+        "tests/test_corruptions.py::test_the_guides_own_mode_decides",
+    ),
+    Defect(
+        "an autoencoder chosen by its log-joint",
+        "pyro_vae/training.py",
+        "(weights.log_likelihood if point else weights.log_weight)",
+        "weights.log_weight",
+        "tests/test_training.py::test_a_point_is_chosen_by_its_reconstruction_and_nothing_is_called_a_bound",
+    ),
+    Defect(
         "tanh by a difference that cancels",
         "pyro_vae/cheap_forms.py",
         "SMALL = 0.25",
