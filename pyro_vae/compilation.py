@@ -3,6 +3,7 @@
 __all__ = ["compile_graph"]
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,8 +29,20 @@ def compile_graph(module: GraphModule, inputs: Sequence[Tensor]) -> Callable[...
 
     if all(tensor.device.type == "cpu" for tensor in inputs):
         module = with_fast_products(with_cheap_forms(module))
-    with validation_kept():
+    with validation_kept(), _without_cuda_notes():
         return torch._inductor.compile(copy.deepcopy(module), list(inputs), options=OPTIONS)
+
+
+@contextmanager
+def _without_cuda_notes() -> Iterator[None]:
+    """A machine that has CUDA's compiler and no device is told so, at a warning's level."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextmanager

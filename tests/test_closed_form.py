@@ -33,6 +33,7 @@ from pyro_vae.components import build
 from pyro_vae.errors import InputError
 from pyro_vae.networks import Decoder, Encoder, linear, mlp
 from pyro_vae.student_t import LocationScaleT
+from pyro_vae.textbook import TEXTBOOK_LOSSES
 
 SHAPE = (4, 3)
 
@@ -748,8 +749,13 @@ def test_the_derivation_names_functions_and_tests_that_exist():
     if not page.exists():
         pytest.skip("no docs beside the tests")
     text = page.read_text(encoding="utf-8")
-    files = ("test_closed_form.py", "objectives/test_closed_form.py", "test_identities.py",
-             "comparison/test_marks_and_units.py")  # fmt: skip
+    files = (
+        "test_closed_form.py", "objectives/test_closed_form.py", "test_identities.py",
+        "comparison/test_marks_and_units.py", "likelihoods/test_bernoulli.py",
+        "likelihoods/test_normal.py", "test_densities.py", "guides/test_diagonal_normal.py",
+        "objectives/test_unbiased_gradients.py", "test_textbook.py", "test_generation.py",
+        "test_corruptions.py", "test_training.py",
+    )  # fmt: skip
     code = "".join((tests / name).read_text(encoding="utf-8") for name in files)
     named = set(re.findall(r"`(test_\w+)", text))
     assert len(named) > 20
@@ -757,6 +763,8 @@ def test_the_derivation_names_functions_and_tests_that_exist():
     for function in (kl_diagonal_normal, kl_full_rank_normal, kl_laplace, kl_normal_laplace,
                      kl_gamma, affine_normal_elbo, exact_elbo, kl_divergence):  # fmt: skip
         assert f"`{function.__name__}`" in text
+    for loss in TEXTBOOK_LOSSES:
+        assert f"`{loss.name}`" in text
     for name in identities.__all__:
         is_function = isfunction(getattr(identities, name))
         assert not is_function or f"`identities.{name}`" in text

@@ -61,7 +61,7 @@ class TensorImages:
                 return self._sent(batches, device)
             self._on_device[device] = self._raw.to(device)
         raw = self._on_device[device]
-        return (raw[index] for index in batches)
+        return (raw.index_select(0, index) for index in batches)
 
     def _sent(self, batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
         """Gather each batch here, and send it while the device works on."""
