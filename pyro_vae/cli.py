@@ -24,9 +24,24 @@ if TYPE_CHECKING:
     from pyro_vae.sweep import Observer, Results
     from pyro_vae.training import Trainer
 
+FIRST, MORE = "First", "More"  # panels of the help
+ORDER = (
+    "demo", "train", "evaluate", "sample",
+    "sweep", "compare", "diagnose", "reconstruct", "traverse", "interpolate", "embed", "list",
+)  # fmt: skip
+
+
+class _Commands(typer.core.TyperGroup):
+    """The commands in the order in which most people need them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
+
 # Whatever needs torch is imported by the command that needs it: help waits for none of it.
 app = typer.Typer(
     name="pyro-vae",
+    cls=_Commands,
     help="A workbench for variational autoencoders in Pyro.",
     no_args_is_help=True,
     add_completion=False,
@@ -94,7 +109,7 @@ def _root(
         raise typer.Exit
 
 
-@app.command(rich_help_panel="Train")
+@app.command(rich_help_panel=FIRST)
 def train(
     data: Annotated[str | None, _setting("data", "Data set, see `pyro-vae list`.", PLACE)] = None,
     data_root: Annotated[
@@ -186,7 +201,7 @@ def train(
     _train(path, settings, trainer, tensorboard)
 
 
-@app.command(rich_help_panel="Train")
+@app.command(rich_help_panel=MORE)
 def sweep(
     prior: Annotated[list[str] | None, _list("prior", "p(z).")] = None,
     likelihood: Annotated[list[str] | None, _list("likelihood", "p(x|z).")] = None,
@@ -267,7 +282,7 @@ def sweep(
         ),
     ] = None,
 ) -> None:
-    """Train every combination of the lists, several seeds each, and compare them.
+    """Train combinations of components, several seeds, and compare.
 
     [bold]pyro-vae sweep --data mnist --prior standard_normal --prior mixture --out runs/priors[/]
 
@@ -310,7 +325,7 @@ def sweep(
         raise typer.Exit(1)
 
 
-@app.command("evaluate", rich_help_panel="Score")
+@app.command("evaluate", rich_help_panel=FIRST)
 def evaluate_command(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN [RUN_B]", help="A run folder, or two to compare.")
@@ -355,7 +370,7 @@ def evaluate_command(
         Path | None, typer.Option("--out", help="A JSON file for the difference of two runs.")
     ] = None,
 ) -> None:
-    """Score a run: ELBO, its terms, and log p(x) by IWAE-K, each with its errors.
+    """Score a run: ELBO and log p(x) by IWAE-K, with their errors.
 
     k̂ tells on which data IWAE-K cannot be trusted. Written to RUN/evaluation/SPLIT.json, an entry
     a protocol, and drawn in RUN/figures: bound_curve.png, pareto_k.png.
@@ -387,7 +402,7 @@ def evaluate_command(
         evaluate_pair(console, loaded[0], loaded[1], options, out)
 
 
-@app.command(rich_help_panel="Score")
+@app.command(rich_help_panel=MORE)
 def compare(
     run: Annotated[
         Path | None, typer.Argument(metavar="RUN", help="A run folder; else --program.")
@@ -429,7 +444,7 @@ def compare(
         Path | None, typer.Option("--out", help="Folder; else RUN, or runs/compare-<n>.")
     ] = None,
 ) -> None:
-    """Estimators of one pair's bound side by side: value, bias, gradients, cost.
+    """Estimators of a bound: value, bias, gradients, cost.
 
     [bold]pyro-vae compare runs/mnist --estimator trace --estimator 'iwae(num_particles=10)'[/]
 
@@ -462,7 +477,7 @@ def compare(
     compare_subject(console, subject, out or run, options)
 
 
-@app.command(rich_help_panel="Score")
+@app.command(rich_help_panel=MORE)
 def diagnose(
     run: Annotated[
         Path | None, typer.Argument(metavar="RUN", help="A run folder; else --program.")
@@ -507,7 +522,7 @@ def diagnose(
         Path | None, typer.Option("--out", help="Folder; else RUN, or runs/diagnose-<n>.")
     ] = None,
 ) -> None:
-    """Where the ELBO loses log p(x), what the latents carry, whether the model fits.
+    """Where the ELBO loses log p(x), what latents carry, what fits.
 
     [bold]gap[/]: log p(x) − ELBO, what the guide's family costs and what its encoder.
     [bold]bounds[/]: how far AIS may fall short of log p(x), on data drawn from the model.
@@ -552,7 +567,7 @@ def diagnose(
     diagnose_subject(console, subject, out or run, settings, parts, asked)
 
 
-@app.command(rich_help_panel="Draw")
+@app.command(rich_help_panel=FIRST)
 def sample(
     run: RunArgument,
     num_samples: Annotated[
@@ -563,7 +578,10 @@ def sample(
     allow_code: AllowCodeOption = False,
     out: OutOption = None,
 ) -> None:
-    """Draw from the prior: the decoder's means beside draws of data; a vamp's pseudo-inputs too."""
+    """Draw from the prior: the decoder's means beside draws of data.
+
+    For a vamp prior its pseudo-inputs too.
+    """
     from pyro_vae import gallery
     from pyro_vae.runs import load_run
 
@@ -573,7 +591,7 @@ def sample(
         _say(gallery.draw_pseudo_inputs(loaded))
 
 
-@app.command(rich_help_panel="Draw")
+@app.command(rich_help_panel=MORE)
 def reconstruct(
     run: RunArgument,
     split: SplitOption = "test",
@@ -584,7 +602,7 @@ def reconstruct(
     allow_code: AllowCodeOption = False,
     out: OutOption = None,
 ) -> None:
-    """Draw data above their reconstructions from one z ~ q(z|x)."""
+    """Data above their reconstructions from one z ~ q(z|x)."""
     from pyro_vae import gallery
     from pyro_vae.runs import load_run
 
@@ -592,7 +610,7 @@ def reconstruct(
     _say(gallery.draw_reconstructions(loaded, split, count, seed, out))
 
 
-@app.command(rich_help_panel="Draw")
+@app.command(rich_help_panel=MORE)
 def traverse(
     run: RunArgument,
     dims: Annotated[
@@ -613,7 +631,7 @@ def traverse(
     allow_code: AllowCodeOption = False,
     out: OutOption = None,
 ) -> None:
-    """Draw what the decoder makes of each latent dimension moved alone."""
+    """What the decoder makes of each latent dimension moved alone."""
     from pyro_vae import gallery
     from pyro_vae.runs import load_run
 
@@ -622,7 +640,7 @@ def traverse(
     _say(gallery.draw_traversals(loaded, split, chosen, steps, span, datum, seed, out))
 
 
-@app.command(rich_help_panel="Draw")
+@app.command(rich_help_panel=MORE)
 def interpolate(
     run: RunArgument,
     split: SplitOption = "test",
@@ -634,7 +652,7 @@ def interpolate(
     allow_code: AllowCodeOption = False,
     out: OutOption = None,
 ) -> None:
-    """Draw the decoded line between the posterior means of two data."""
+    """The decoded line between the posterior means of two data."""
     from pyro_vae import gallery
     from pyro_vae.runs import load_run
 
@@ -642,7 +660,7 @@ def interpolate(
     _say(gallery.draw_interpolation(loaded, split, count, steps, seed, out))
 
 
-@app.command(rich_help_panel="Draw")
+@app.command(rich_help_panel=MORE)
 def embed(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
     compare: Annotated[
@@ -656,7 +674,9 @@ def embed(
     allow_code: AllowCodeOption = False,
     out: OutOption = None,
 ) -> None:
-    """Draw the latent map, coloured by label; for two latents the decoder's manifold too.
+    """The latent map by label; several runs side by side.
+
+    For two latents the decoder's manifold too.
 
     [bold]pyro-vae embed --compare runs/autoencoder runs/vae[/]
 
@@ -679,7 +699,7 @@ def embed(
         _say(gallery.draw_manifold(loaded[0]))
 
 
-@app.command("list")
+@app.command("list", rich_help_panel=MORE)
 def list_command(
     kind: Annotated[
         str | None, typer.Argument(help="Only this kind: prior, likelihood, guide, ….")
@@ -703,7 +723,7 @@ def list_command(
         console.print(table)
 
 
-@app.command(rich_help_panel="Train")
+@app.command(rich_help_panel=FIRST)
 def demo(
     out: Annotated[
         Path | None, typer.Option("--out", help="The folder to make; else runs/demo-<n>.")
@@ -712,7 +732,7 @@ def demo(
     num_samples: Annotated[int, typer.Option("--num-samples", "-K", min=1)] = 5000,
     seed: SeedOption = 0,
 ) -> None:
-    """Train on scikit-learn's digits, score on held-out digits, draw every figure.
+    """Train on handwritten digits, score, draw: a minute.
 
     Two runs: eight latents to be scored, two latents to be seen as a map.
     """

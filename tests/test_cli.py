@@ -248,6 +248,16 @@ def test_help_and_version(tmp_path):
     assert "Usage" in invoke(cwd=tmp_path).out
 
 
+def test_help_fits_a_screen_and_begins_with_what_is_needed_first(tmp_path, monkeypatch):
+    """80 columns; a line for each command."""
+    monkeypatch.setenv("COLUMNS", "80")
+    out = succeed("--help", cwd=tmp_path)
+    assert len(out.splitlines()) <= 27
+    names = re.findall(r"^│ (\w+) ", out, re.MULTILINE)
+    assert names[:4] == ["demo", "train", "evaluate", "sample"]
+    assert len(names) == 12
+
+
 def test_resuming_a_finished_run_says_so(run):
     before = snapshot(run)
     out = succeed("train", "--resume", run, cwd=run.parent)
