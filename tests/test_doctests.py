@@ -33,12 +33,15 @@ def test_docstring_examples(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
 
 
-def test_readme_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+def test_examples_of_a_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (ROOT / page).exists():
+        pytest.skip("no docs beside the tests")
+    text = (ROOT / page).read_text(encoding="utf-8")
     for name, code in re.findall(r"^```python\n# (\w+\.py).*\n([^`]*)^```", text, re.MULTILINE):
         (tmp_path / name).write_text(code, encoding="utf-8")
     # A closing fence would count as output; an empty line ends it and keeps the line numbers.
     text = re.sub(r"^\s*(```|~~~).*$", "", text, flags=re.MULTILINE)
-    examples = doctest.DocTestParser().get_doctest(text, {}, "README.md", "README.md", 0)
+    examples = doctest.DocTestParser().get_doctest(text, {}, page, page, 0)
     monkeypatch.chdir(tmp_path)
     assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(examples).failed == 0

@@ -1,4 +1,4 @@
-"""Every ``pyro-vae`` command of the README, run as it stands, on small data and networks."""
+"""Every ``pyro-vae`` command of README and guide, run on small data and networks."""
 
 import re
 import shlex
@@ -9,6 +9,7 @@ import pytest
 from tests.command import invoke
 
 ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "docs/guide.md"]
 # What makes a command quick: options after those of the README, which they override.
 SMALL = ["--encoder", "mlp(hidden=(8,))", "--epochs", "1", "--device", "cpu", "--no-tensorboard"]
 SWEEP = ["--encoder", "mlp(hidden=(8,))", "--epochs", "1", "--seeds", "1", "-K", "5", "--count",
@@ -26,19 +27,19 @@ QUICK = {
 DATA = {"mnist": "digits(values=binary)", "frey_faces": "digits"}
 
 
-def readme() -> str:
-    return (ROOT / "README.md").read_text(encoding="utf-8")
+def text_of(page: str) -> str:
+    if not (ROOT / page).exists():
+        pytest.skip("no docs beside the tests")
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
-def commands() -> list[list[str]]:
+def commands(page: str) -> list[list[str]]:
     """The commands of the fenced blocks in their order, comments dropped, lines joined."""
     # Fences in pairs, so that none that closes is taken for one that opens.
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", readme(), re.MULTILINE | re.DOTALL)
-    lines = (
-        "".join(text for language, text in blocks if not language).replace("\\\n", " ").splitlines()
-    )
-    found = [shlex.split(line, comments=True) for line in lines if line.startswith("pyro-vae ")]
-    return [words[1:] for words in found]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text_of(page), re.MULTILINE | re.DOTALL)
+    lines = "".join(text for language, text in blocks if not language).replace("\\\n", " ")
+    found = [shlex.split(line, comments=True) for line in lines.splitlines()]
+    return [words[1:] for words in found if words[:1] == ["pyro-vae"]]
 
 
 def quick(words: list[str]) -> list[str]:
@@ -48,31 +49,27 @@ def quick(words: list[str]) -> list[str]:
     return [*words, *([] if resumed else QUICK.get(words[0], []))]
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with the files that the README writes, and the two runs it takes for granted."""
-    if not (ROOT / "README.md").exists():
-        pytest.skip("no README beside the tests")
-    folder = tmp_path_factory.mktemp("readme")
-    for name, code in re.findall(r"^```python\n# (\w+\.py).*\n([^`]*)^```", readme(), re.MULTILINE):
-        (folder / name).write_text(code, encoding="utf-8")
-    for seed, name in enumerate("ab"):
-        options = ["--data", DATA["mnist"], "--seed", str(seed), "--out", f"runs/{name}"]
-        assert invoke("train", *options, *SMALL, cwd=folder).status == 0
-    return folder
-
-
 def test_the_commands_are_found():
-    names = {words[0] for words in commands()}
-    assert names >= {"demo", "train", "evaluate", "compare", "diagnose", "sweep", "sample",
+    names = {words[0] for page in PAGES for words in commands(page)}
+    assert names == {"demo", "train", "evaluate", "compare", "diagnose", "sweep", "sample",
                      "reconstruct", "traverse", "interpolate", "embed", "list"}  # fmt: skip
-    assert ["embed", "--compare", "runs/autoencoder", "runs/kl", "runs/vae"] in commands()
+    words = ["embed", "--compare", "runs/autoencoder", "runs/kl", "runs/vae"]
+    assert words in commands("docs/guide.md")
 
 
-def test_every_command_of_the_readme_does_what_it_is_shown_for(place):
-    """In order: later ones take the runs of earlier ones."""
-    for words in commands():
-        result = invoke(*quick(words), cwd=place)
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_does_what_it_is_shown_for(page, tmp_path):
+    """In order: later ones take the runs of earlier ones, and the files that the page shows."""
+    for name, code in re.findall(
+        r"^```python\n# (\w+\.py).*\n([^`]*)^```", text_of(page), re.MULTILINE
+    ):
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    if "runs/a" in text_of(page):
+        for seed, name in enumerate("ab"):
+            options = ["--data", DATA["mnist"], "--seed", str(seed), "--out", f"runs/{name}"]
+            assert invoke("train", *options, *SMALL, cwd=tmp_path).status == 0
+    for words in commands(page):
+        result = invoke(*quick(words), cwd=tmp_path)
         assert (result.status, result.err) == (0, ""), (words, result)
         if "--out" in words:
-            assert (place / words[words.index("--out") + 1]).is_dir(), words
+            assert (tmp_path / words[words.index("--out") + 1]).is_dir(), words

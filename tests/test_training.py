@@ -553,7 +553,7 @@ def test_an_autoencoders_loss_is_minus_its_reconstruction(digits):
             leaves = list(trainer.optim.parameters.values())
             found = torch.autograd.grad(loss, leaves, allow_unused=True)
         expected = -trainer.model.decode(trainer.guide.posterior(x).mean).log_prob(x).sum()
-        assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
         gradients[prior] = [g for g in found if g is not None and bool(g.any())]
     for one, other in zip(*gradients.values(), strict=True):
         assert torch.equal(one, other)
