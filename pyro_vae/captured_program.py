@@ -51,11 +51,13 @@ class CapturedProgram:
         for name, leaf in self.parameters.items():
             if store.get(name) is not leaf:
                 return f"parameter {name!r} is another tensor"
-        for tensor, required, dtype, shape in self._kinds:
+        for tensor, required, dtype, shape, strides, negative in self._kinds:
             if tensor.requires_grad is not required:
                 return "requires_grad of a parameter"
             if tensor.dtype is not dtype or tensor.shape != shape:  # another ``data``
                 return "dtype or shape of a parameter"
+            if tensor.stride() != strides or tensor.is_neg() is not negative:
+                return "how a parameter lies in memory"
         return self.guards.change()
 
     def __call__(self, *tensors: Tensor) -> list[Any]:
@@ -115,8 +117,10 @@ def capture_program(
     return CapturedProgram(graph, guards, parameters)
 
 
-def _kind(tensor: Tensor) -> tuple[bool, torch.dtype, torch.Size]:
-    return tensor.requires_grad, tensor.dtype, tensor.shape
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    """What a graph takes for granted of a tensor that it reads."""
+    shape, strides = tensor.shape, tensor.stride()
+    return tensor.requires_grad, tensor.dtype, shape, strides, tensor.is_neg()
 
 
 def check_close(outputs: Outputs, expected: Outputs, names: Sequence[str], compiled: bool) -> None:
@@ -154,7 +158,8 @@ def signature_of(value: Any, tensors: list[Tensor]) -> Any:
                 return ("same", position)
         tensors.append(value)
         strides = None if value.is_contiguous() else value.stride()
-        return (value.shape, value.dtype, value.device, value.requires_grad, strides)
+        bits = value.is_neg(), value.is_conj()
+        return (value.shape, value.dtype, value.device, value.requires_grad, strides, bits)
     if isinstance(value, tuple | list):
         return (type(value), *(signature_of(item, tensors) for item in value))
     if isinstance(value, dict):

@@ -61,7 +61,9 @@ def sum_of_bernoulli(logits: Tensor, x: Tensor, shape: list[int]) -> Tensor:
     factors = 1 + (-logits.abs()).exp()
     # Factors of a product lie apart in memory, so that products stand side by side in registers.
     products = factors.unflatten(-1, (group, size // group)).prod(-2)
-    return (x * logits - logits.clamp(min=0)).sum(-1) - products.log().sum(-1)
+    # x l − max(l, 0), as torch has it: for x near 1 and for infinite l.
+    linear = logits.clamp(max=0) - (1 - x) * logits
+    return linear.sum(-1) - products.log().sum(-1)
 
 
 def tanh(h: Tensor) -> Tensor:
@@ -84,8 +86,12 @@ def softplus(h: Tensor) -> Tensor:
 
 
 def _is_float32(node: Node) -> bool:
+    return _dtype(node) is torch.float32
+
+
+def _dtype(node: Any) -> torch.dtype | None:
     meta: Any = node.meta.get("tensor_meta")
-    return meta is not None and meta.dtype is torch.float32
+    return None if meta is None else meta.dtype
 
 
 def _bernoulli(node: Node) -> list[Node]:
@@ -96,7 +102,10 @@ def _bernoulli(node: Node) -> list[Node]:
     while len(chain) < len(BERNOULLI) and len(chain[-1].users) == 1:
         chain.extend(chain[-1].users)
     matches = tuple(n.target for n in chain) == BERNOULLI and chain[-1].args[1:] == ([-1],)
-    return chain if matches else []
+    # In 16 bits a product of 16 factors of 2 is infinite.
+    dtypes = {_dtype(n) for n in (*node.args[:2], *chain)}
+    plain = not any(n.kwargs for n in chain) and dtypes in ({torch.float32}, {torch.float64})
+    return chain if matches and plain else []
 
 
 def _replace(chain: list[Node], function: Callable[..., Tensor], args: Any) -> None:

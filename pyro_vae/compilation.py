@@ -30,7 +30,19 @@ def compile_graph(module: GraphModule, inputs: Sequence[Tensor]) -> Callable[...
     if all(tensor.device.type == "cpu" for tensor in inputs):
         module = with_fast_products(with_cheap_forms(module))
     with validation_kept(), _without_cuda_notes():
-        return torch._inductor.compile(copy.deepcopy(module), list(inputs), options=OPTIONS)
+        return torch._inductor.compile(copy.deepcopy(module), _distinct(inputs), options=OPTIONS)
+
+
+def _distinct(inputs: Sequence[Tensor]) -> list[Any]:
+    """The inputs, none in the memory of another: the graph would be compiled for those alone."""
+    seen: set[int] = set()
+    distinct = []
+    for tensor in inputs:
+        memory = tensor.untyped_storage().data_ptr()
+        shared = memory in seen and tensor.numel() > 0
+        seen.add(memory)
+        distinct.append(torch.empty_like(tensor).copy_(tensor) if shared else tensor)
+    return distinct
 
 
 @contextmanager

@@ -159,6 +159,8 @@ class CompiledSVI:
     def step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take a gradient step on the loss; return the loss before it, detached."""
         found = self._find("step", args, kwargs)
+        if found is not None and self._writes_into(*found):
+            found = None
         on_device = None if found is None else self._on_device(*found)
         if found is None:
             with self._kept:
@@ -191,7 +193,7 @@ class CompiledSVI:
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss, detached; nothing is updated."""
         found = self._find("loss", args, kwargs)
-        if found is None:
+        if found is None or self._writes_into(*found):
             return self._eager("loss", args, kwargs)[1][0]
         program, tensors = found
         return program(*tensors)[0]
@@ -262,6 +264,17 @@ class CompiledSVI:
             return None
         self.graph_reason = "the optimizer's numbers keep changing" if often else step.reason
         return step
+
+    def _writes_into(self, program: CapturedProgram, tensors: list[Tensor]) -> bool:
+        """Whether an argument shares memory with a buffer that the program writes to.
+
+        A graph takes its inputs for distinct; such a step is eager.
+        """
+        written = self._written(program)
+        if not written:
+            return False
+        memory = {buffer.untyped_storage().data_ptr() for buffer in written}
+        return any(tensor.untyped_storage().data_ptr() in memory for tensor in tensors)
 
     def _written(self, program: CapturedProgram) -> list[Tensor]:
         if program not in self._buffers:
@@ -390,7 +403,7 @@ class CompiledSVI:
             )
         gradients = dict(zip(map(id, wanted), found, strict=True))
         every = [gradients.get(id(leaf)) for leaf in leaves]
-        return [_as_tensor(loss), *_clipped(_apart(every), self.clip_norm)]
+        return [_as_tensor(loss), *_clipped(_apart(every, leaves), self.clip_norm)]
 
     def _eager(
         self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -433,16 +446,19 @@ def _rows(squares: Tensor) -> Tensor:
     return squares.flatten(1).sum(-1) if squares.dim() > 1 else squares.reshape(-1)
 
 
-def _apart(gradients: list[Tensor | None]) -> list[Tensor | None]:
-    """Gradients each in memory of its own, as a parameter's ``grad`` is: optimizers write there."""
+def _apart(gradients: list[Tensor | None], leaves: list[Tensor]) -> list[Tensor | None]:
+    """Gradients each in memory of its own, laid out as their leaf, as a parameter's ``grad`` is.
+
+    Optimizers write there, and fused ones go through leaf and gradient in the order of memory.
+    """
     seen: set[int] = set()
     apart: list[Tensor | None] = []
-    for gradient in gradients:
+    for gradient, leaf in zip(gradients, leaves, strict=True):
         if gradient is not None:
             shared = id(gradient) in seen or gradient._base is not None
             seen.add(id(gradient))
-            if shared or not gradient.is_contiguous():
-                gradient = gradient.clone(memory_format=torch.contiguous_format)
+            if shared or gradient.stride() != leaf.stride():
+                gradient = torch.empty_like(leaf).copy_(gradient)
         apart.append(gradient)
     return apart
 

@@ -39,7 +39,9 @@ def with_fast_products(module: GraphModule) -> GraphModule:
             if bias is None and _is_tall(node):
                 args = graph.call_function(aten.t.default, (b,)), a, None
                 wide = graph.call_function(_operator(), args)
-                product = graph.call_function(aten.t.default, (wide,))
+                tall = graph.call_function(aten.t.default, (wide,))
+                contiguous: dict[str, Any] = {"memory_format": torch.contiguous_format}
+                product = graph.call_function(aten.clone.default, (tall,), contiguous)
             else:
                 transposed = graph.call_function(aten.t.default, (b,))
                 product = graph.call_function(_operator(), (a, transposed, bias))

@@ -38,8 +38,10 @@ class Update:
         for i, (name, leaf) in enumerate(parameters.items()):
             if slopes[i] is None and leaf.requires_grad and self.has_moved(name, leaf):
                 slopes[i] = torch.zeros_like(leaf)
-            if slopes[i] is not None:
+            if (slope := slopes[i]) is not None:
                 self._moved.add(name)
+                if slope.stride() != leaf.stride():  # fused optimizers read them in memory's order
+                    slopes[i] = torch.empty_like(leaf).copy_(slope)
         leaves = list(parameters.values())
         optimizer = self.prepare(parameters)
         if optimizer is not None and step_by_fused_adam(optimizer, leaves, slopes):

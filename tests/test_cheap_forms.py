@@ -80,6 +80,31 @@ def test_float64_keeps_its_functions():
     assert with_cheap_forms(graph.module) is graph.module
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_in_16_bits_are_kept(dtype):
+    """A product of 16 factors of 2 is infinite in float16."""
+    logits, x = torch.zeros(4, 16, dtype=dtype), torch.ones(4, 16, dtype=dtype)
+    graph = capture(lambda: [_bernoulli(logits, x).reshape(4, -1).sum(-1)], [logits, x])
+    assert with_cheap_forms(graph.module) is graph.module
+
+
+def test_a_sum_in_another_dtype_is_kept():
+    logits, x = torch.randn(4, 16), torch.ones(4, 16)
+    wide = capture(
+        lambda: [_bernoulli(logits, x).reshape(4, -1).sum(-1, dtype=torch.float64)], [logits, x]
+    )
+    assert with_cheap_forms(wide.module) is wide.module
+
+
+def test_bernoulli_at_the_ends_and_of_soft_x():
+    """As torch's own: at infinite logits, and x near 1 under large ones."""
+    logits = torch.tensor([math.inf, -math.inf, math.inf, -math.inf, 1e4, 20.0])
+    x = torch.tensor([0.0, 0.0, 1.0, 1.0, 0.9999, 0.999])
+    expected = _bernoulli(logits, x)
+    got = torch.stack([sum_of_bernoulli(*pair, [1]) for pair in zip(logits, x, strict=True)])
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
 def _bernoulli(logits: Tensor, x: Tensor) -> Tensor:
     return dist.Bernoulli(logits=logits, validate_args=False).log_prob(x)
 

@@ -1,6 +1,7 @@
 """The fused kernel called directly against ``optimizer.step()``, to the bit."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -55,6 +56,9 @@ MAKERS = {
         p, lr=0.01, weight_decay=0.1, eps=1e-3, betas=(0.8, 0.95), fused=True
     ),
     "adamw": lambda p: AdamW(p, lr=0.01, weight_decay=0.1, fused=True),
+    "adam_decoupled": lambda p: Adam(
+        p, lr=0.01, weight_decay=0.1, decoupled_weight_decay=True, fused=True
+    ),
     "groups": lambda p: Adam(groups(p), lr=0.02, fused=True),
 }
 
@@ -175,3 +179,47 @@ def test_nothing_is_done_where_it_declines():
     assert not step_by_fused_adam(optimizer, leaves, gradients(2))
     assert all(torch.equal(a, b) for a, b in zip(leaves, before, strict=True))
     assert {float(state["step"]) for state in optimizer.state.values()} == {1.0}
+
+
+def test_the_decay_is_the_groups_own():
+    """A state of AdamW loaded into Adam decays as AdamW does."""
+
+    def loaded(p):
+        optimizer = Adam(p, lr=0.01, weight_decay=0.1, fused=True)
+        optimizer.load_state_dict(MAKERS["adamw"](p).state_dict())
+        return optimizer
+
+    direct = trained(directly, loaded)
+    assert all(direct[2][1:])
+    assert_equal(direct, trained(by_torch, loaded))
+    assert_equal(direct, trained(by_torch, MAKERS["adamw"]))
+
+
+def test_a_parameter_of_the_optimizers_owner_is_moved_too():
+    leaves = parameters()
+    own = torch.ones(3, requires_grad=True)
+    optimizer = MAKERS["adam"]([*leaves, own])
+    for step in range(3):
+        own.grad = torch.ones(3)
+        assert not step_by_fused_adam(optimizer, leaves, gradients(2 * step))
+        by_torch(optimizer, leaves, gradients(2 * step))
+    assert (own < 1).all()
+    own.grad = None
+    assert step_by_fused_adam(optimizer, leaves, gradients(0))
+
+
+@pytest.mark.parametrize("wraps", [False, True])
+def test_a_step_put_into_the_class_is_called(monkeypatch, wraps):
+    leaves = parameters()
+    optimizer = MAKERS["adam"](leaves)
+    directly(optimizer, leaves, gradients(0))
+    inner = Adam.step
+
+    def step(self, closure=None):
+        return None
+
+    monkeypatch.setattr(Adam, "step", functools.wraps(inner)(step) if wraps else step)
+    assert not step_by_fused_adam(optimizer, leaves, gradients(2))
+    later = MAKERS["adam"](leaves)  # wraps the class's step once more
+    later.state = optimizer.state
+    assert not step_by_fused_adam(later, leaves, gradients(2))

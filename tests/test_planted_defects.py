@@ -766,6 +766,27 @@ DEFECTS = [
         "tests/test_cuda_step.py::test_a_parameter_with_a_gradient_in_some_steps_alone_is_the_hosts",
     ),
     Defect(
+        "a tall gradient left as the transpose of a wide one",
+        "pyro_vae/products.py",
+        "product = graph.call_function(aten.clone.default, (tall,), contiguous)",
+        "product = tall",
+        "tests/test_products.py::test_a_tall_gradient_of_many_data_is_computed_as_a_wide_one",
+    ),
+    Defect(
+        "weight decay by the optimizer's class",
+        "pyro_vae/fused_adam.py",
+        'KERNELS[group["decoupled_weight_decay"]](',
+        "KERNELS[type(optimizer) is AdamW](",
+        "tests/test_fused_adam.py::test_the_decay_is_the_groups_own",
+    ),
+    Defect(
+        "a buffer's memory given to a graph twice",
+        "pyro_vae/compiled_svi.py",
+        "return any(tensor.untyped_storage().data_ptr() in memory for tensor in tensors)",
+        "return False",
+        "tests/test_compiled_svi.py::test_an_argument_in_the_memory_of_a_written_buffer_is_taken_eagerly",
+    ),
+    Defect(
         "a denoising guide scored on corrupted data",
         "pyro_vae/corruptions.py",
         'training = getattr(self.guide, "training", self.training)',
