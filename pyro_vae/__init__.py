@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pyro_vae.comparison import compare_estimators, compare_gradients
     from pyro_vae.compiled_svi import CompiledSVI
     from pyro_vae.config import Config
+    from pyro_vae.corruptions import Corrupted
     from pyro_vae.data import DataSplits, load_data
     from pyro_vae.errors import InputError
     from pyro_vae.evaluation import LogLikelihood, log_likelihood
@@ -38,6 +39,7 @@ __all__ = [
     "compare_gradients",
     "objectives",
     "CompiledSVI",
+    "Corrupted",
     "Trainer",
     "DataSplits",
     "Run",
@@ -58,6 +60,7 @@ _HOMES = {
     "compare_estimators": "comparison",
     "compare_gradients": "comparison",
     "CompiledSVI": "compiled_svi",
+    "Corrupted": "corruptions",
     "Trainer": "training",
     "DataSplits": "data",
     "Run": "runs",

@@ -1,6 +1,6 @@
 """A captured graph as machine code, by torch's compiler."""
 
-__all__ = ["compile_graph"]
+__all__ = ["compile_graph", "span_of"]
 
 import copy
 import logging
@@ -33,15 +33,28 @@ def compile_graph(module: GraphModule, inputs: Sequence[Tensor]) -> Callable[...
         return torch._inductor.compile(copy.deepcopy(module), _distinct(inputs), options=OPTIONS)
 
 
+def span_of(tensor: Tensor) -> tuple[int, int]:
+    """Return the addresses between which a tensor's numbers lie; (0, 0) where it has none."""
+    if tensor.numel() == 0:
+        return 0, 0
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    last = sum((size - 1) * stride for size, stride in steps)
+    start = tensor.data_ptr()
+    return start, start + (last + 1) * tensor.element_size()
+
+
 def _distinct(inputs: Sequence[Tensor]) -> list[Any]:
-    """The inputs, none in the memory of another: the graph would be compiled for those alone."""
-    seen: set[int] = set()
-    distinct = []
+    """Inputs, none in the memory of another: the graph would be compiled for those alone."""
+    distinct: list[Any] = []
+    taken: list[tuple[int, int]] = []
     for tensor in inputs:
-        memory = tensor.untyped_storage().data_ptr()
-        shared = memory in seen and tensor.numel() > 0
-        seen.add(memory)
-        distinct.append(torch.empty_like(tensor).copy_(tensor) if shared else tensor)
+        start, end = span_of(tensor)
+        shared = any(first < end and start < last for first, last in taken)
+        taken.append((start, end))
+        if shared:  # only how it lies in memory is looked at
+            size, strides = tensor.shape, tensor.stride()
+            tensor = torch.empty_strided(size, strides, dtype=tensor.dtype, device=tensor.device)
+        distinct.append(tensor)
     return distinct
 
 

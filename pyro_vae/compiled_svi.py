@@ -26,6 +26,7 @@ from pyro_vae.captured_program import (
     signature_of,
     unchanged,
 )
+from pyro_vae.compilation import span_of
 from pyro_vae.cuda_step import (
     BadStep,
     DeviceStep,
@@ -151,7 +152,7 @@ class CompiledSVI:
         self._device_steps: dict[CapturedProgram, DeviceStep | None] = {}
         self._num_recorded = 0
         self._kept = Kept(model, guide)
-        self._buffers: dict[CapturedProgram, list[Tensor]] = {}
+        self._writes: dict[CapturedProgram, tuple[list[Tensor], bool]] = {}
         self._programs: dict[Any, list[CapturedProgram]] = {}
         self._num_captures = 0
         self._eager_losses = False
@@ -266,20 +267,32 @@ class CompiledSVI:
         return step
 
     def _writes_into(self, program: CapturedProgram, tensors: list[Tensor]) -> bool:
-        """Whether an argument shares memory with a buffer that the program writes to.
+        """Whether the program writes to memory that two of its inputs share.
 
         A graph takes its inputs for distinct; such a step is eager.
         """
-        written = self._written(program)
-        if not written:
+        buffers, writes_arguments = self._writes_of(program)
+        if not buffers and not writes_arguments:
             return False
-        memory = {buffer.untyped_storage().data_ptr() for buffer in written}
-        return any(tensor.untyped_storage().data_ptr() in memory for tensor in tensors)
+        written = {id(buffer) for buffer in buffers}
+        changed = [writes_arguments] * len(tensors)
+        changed += [id(tensor) in written for tensor in program.graph.lifted]
+        spans = [span_of(tensor) for tensor in (*tensors, *program.graph.lifted)]
+        return any(
+            first < end and start < last
+            for i, (start, end) in enumerate(spans)
+            if changed[i]
+            for j, (first, last) in enumerate(spans)
+            if j != i
+        )
 
     def _written(self, program: CapturedProgram) -> list[Tensor]:
-        if program not in self._buffers:
-            self._buffers[program] = written_by(program.graph)[0]
-        return self._buffers[program]
+        return self._writes_of(program)[0]
+
+    def _writes_of(self, program: CapturedProgram) -> tuple[list[Tensor], bool]:
+        if program not in self._writes:
+            self._writes[program] = written_by(program.graph)
+        return self._writes[program]
 
     def _find(
         self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -329,6 +342,10 @@ class CompiledSVI:
                 f"({changes[0] if changes else 'its arguments'}); give what changes as a tensor "
                 "and change it in place"
             )
+        given: list[Tensor] = []
+        signature_of((args, kwargs), given)
+        if any(tensor.layout is not torch.strided for tensor in given):
+            raise CaptureError("an argument is sparse")
         if not hasattr(self.loss, "differentiable_loss"):
             raise CaptureError(f"{type(self.loss).__name__} has no differentiable_loss")
         before = self._watch()

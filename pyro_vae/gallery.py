@@ -30,6 +30,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.evaluation.scores import Estimate
 from pyro_vae.latent_figures import LatentMap
 from pyro_vae.runs import Run
+from pyro_vae.specs import Spec, parse_spec
 
 
 def draw_all(run: Run, *, seed: int = 0) -> list[Path]:
@@ -174,9 +175,15 @@ def draw_latent_comparison(
         )
     low, high = _display_range(first, torch.cat([torch.as_tensor(each.samples) for each in maps]))
     figure = latent_figures.latent_comparison(
-        maps, title=f"z ~ q(z|x) of {first.config.data}, {split} split", vmin=low, vmax=high
+        maps, title=f"z ~ q(z|x) of {_named(first.config.data)}, {split}", vmin=low, vmax=high
     )
     return figures.save(figure, out or first.path / "figures" / "latent_comparison.png")
+
+
+def _named(data: str) -> str:
+    """A data set's spec, of a file its name alone."""
+    spec = parse_spec(data)
+    return str(Spec(Path(spec.name).name, spec.arguments)) if spec.is_path else data
 
 
 def _trained(run: Run) -> str:

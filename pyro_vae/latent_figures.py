@@ -35,8 +35,8 @@ from pyro_vae.tiles import (
 
 # Inches: a column's width and what lies between two, at the left for ticks and at the right for
 # the legend, a line of text; three columns are a page.
-COLUMN, BETWEEN, LEFT, RIGHT, LINE = 2.07, 0.42, 0.62, 0.5, 0.17
-TITLE_WIDTH, FACT_WIDTH = 34, 37  # characters
+COLUMN, BETWEEN, LEFT, RIGHT, LINE = 1.95, 0.55, 0.65, 0.58, 0.17
+TITLE_WIDTH, FACT_WIDTH = 28, 34  # characters
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def latent_scatter(
     """
     figure = new_figure(8, 6.4, layout="constrained")
     axes = figure.add_subplot()
-    _scatter(axes, points, labels, explained, legend=True)
+    _scatter(axes, points, labels, explained, "figure")
     set_title(axes, _said(method, explained))
     return settled(figure)
 
@@ -116,26 +116,30 @@ def latent_comparison(
     cells = [(48, 64) if tiles.ndim == 3 else tiles.shape[2:4] for tiles in samples]
     sizes = zip(samples, cells, strict=True)
     grid = COLUMN * max((t.shape[0] * (h + 1)) / (t.shape[1] * (w + 1)) for t, (h, w) in sizes)
-    header = 0.55 + LINE * num_titles
+    width = LEFT + len(maps) * (COLUMN + BETWEEN) - BETWEEN + _legend_width(maps[-1].labels)
+    lines = textwrap.wrap(title, int(10 * width))
+    top = 0.14 + 0.21 * len(lines) + 0.1
+    header = top + LINE * num_titles + 0.1
     height = header + COLUMN + 0.85 + grid + 0.25 + LINE * num_lines + 0.1
-    width = LEFT + len(maps) * (COLUMN + BETWEEN) - BETWEEN + RIGHT
     figure = new_figure(width, height)
     style: dict[str, Any] = {"va": "top", "parse_math": False}
-    figure.text(0.16 / width, 1 - 0.14 / height, title, size=TITLE_SIZE, color=INK, **style)
+    whole = "\n".join(lines)
+    figure.text(0.16 / width, 1 - 0.14 / height, whole, size=TITLE_SIZE, color=INK, **style)
     low = min(float(np.nanmin(tiles)) for tiles in samples) if vmin is None else vmin
     high = max(float(np.nanmax(tiles)) for tiles in samples) if vmax is None else vmax
     for index, (each, tiles, cell) in enumerate(zip(maps, samples, cells, strict=True)):
-        x, y = LEFT + index * (COLUMN + BETWEEN), height - 0.45
+        x, y = LEFT + index * (COLUMN + BETWEEN), height - top
         heading = "\n".join(_lines([each.title], TITLE_WIDTH))
         figure.text(x / width, y / height, heading, size=SMALL_SIZE, color=INK, **style)
         y = height - header - COLUMN
         axes = figure.add_axes((x / width, y / height, COLUMN / width, COLUMN / height))
-        _scatter(axes, each.points, each.labels, each.explained, legend=index == len(maps) - 1)
-        if index:
-            axes.set_ylabel("")
+        last = index == len(maps) - 1
+        _scatter(axes, each.points, each.labels, each.explained, "axes" if last else None)
         if each.explained is not None:
-            axes.set_xlabel(f"component 1, {100 * each.explained:.0f} % of variance in both")
-        if each.explained is None:
+            axes.set_xlabel(f"component 1 ({100 * each.explained:.0f} % in both)")
+        elif not as_array(each.points, "points")[:, 1].any():  # one latent
+            axes.set(ylabel="", yticks=[])
+        else:
             for radius in (1, 2):
                 axes.add_patch(Circle((0, 0), radius, fill=False, ec=INK, lw=0.9, ls="--"))
             axes.autoscale_view()
@@ -150,6 +154,13 @@ def latent_comparison(
     return figure
 
 
+def _legend_width(labels: Array | None) -> float:
+    if labels is None:
+        return RIGHT
+    longest = max((len(str(name)) for name in np.unique(as_numpy(labels))), default=1)
+    return RIGHT + 0.08 * (longest - 1)
+
+
 def _lines(facts: Sequence[str], width: int) -> list[str]:
     return [line for fact in facts for line in textwrap.wrap(fact, width, subsequent_indent=" ")]
 
@@ -160,7 +171,7 @@ def _said(method: str, explained: float | None) -> str:
 
 
 def _scatter(
-    axes: Axes, points: Array, labels: Array | None, explained: float | None, legend: bool
+    axes: Axes, points: Array, labels: Array | None, explained: float | None, legend: str | None
 ) -> None:
     xy = as_array(points, "points")
     if xy.ndim != 2 or xy.shape[1] != 2 or len(xy) == 0:
@@ -186,8 +197,9 @@ def _scatter_by_label(
     labels: NDArray[Any],
     order: NDArray[Any],
     style: dict[str, Any],
-    legend: bool,
+    legend: str | None,
 ) -> None:
+    """``legend``: beside the ``figure``, beside the ``axes``, or None."""
     if labels.shape != xy.shape[:1]:
         raise InputError(f"Expected labels of shape {xy.shape[:1]}; got {labels.shape}")
     names, index = np.unique(labels, return_inverse=True)
@@ -196,19 +208,27 @@ def _scatter_by_label(
     if len(names) <= len(PALETTE):
         colors = np.array(PALETTE)[index]
         axes.scatter(xy[order, 0], xy[order, 1], c=colors[order].tolist(), **style)
-        if not legend:
+        if legend is None:
             return
         handles = [
             Line2D([], [], ls="", marker="o", ms=6, color=color, label=str(name))
             for name, color in zip(names, PALETTE, strict=False)
         ]
-        figure.legend(
-            handles=handles, loc="outside right upper", title="label", frameon=False,
-            fontsize=TEXT_SIZE, title_fontsize=TEXT_SIZE, labelcolor=INK, handletextpad=0.2,
-        )  # fmt: skip
+        look: dict[str, Any] = {"frameon": False, "labelcolor": INK, "handletextpad": 0.2}
+        size = TEXT_SIZE if legend == "figure" else SMALL_SIZE
+        look |= {"handles": handles, "fontsize": size, "title_fontsize": size}
+        if legend == "figure":
+            figure.legend(loc="outside right upper", title="label", **look)
+        else:
+            axes.legend(loc="upper left", bbox_to_anchor=(0.96, 1.03), **look)
     elif labels.dtype.kind in "iuf":
         drawn = axes.scatter(xy[order, 0], xy[order, 1], c=labels[order], cmap="viridis", **style)
-        bar = figure.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02)
+        if legend is None:
+            return
+        place: Any = {"ax": axes, "fraction": 0.04, "pad": 0.02}
+        if legend == "axes":  # the map keeps its size
+            place = {"cax": axes.inset_axes((1.03, 0, 0.05, 1))}
+        bar = figure.colorbar(drawn, **place)
         bar.set_label("label", size=TEXT_SIZE, color=INK)
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=SMALL_SIZE, color=MUTED, labelcolor=INK)

@@ -109,6 +109,11 @@ class Trainer:
         engine: str | None = None,
         precision: str = "float32",
     ):
+        if corruption is not None and not callable(corruption):
+            raise InputError(
+                "corruption must be a function of x, such as pyro_vae.corruptions.mask(rate=0.25), "
+                f"got {corruption!r}"
+            )
         self.model, self.guide, self.data = model, guide, data
         self.corruption = corruption
         self.beta, self.warm_up = beta, warm_up

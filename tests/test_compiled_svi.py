@@ -856,6 +856,64 @@ def test_an_argument_in_the_memory_of_a_written_buffer_is_taken_eagerly():
         assert torch.equal(one[4], torch.ones_like(X))
 
 
+@pytest.mark.parametrize("which", ["arguments", "buffers", "numpy"])
+def test_inputs_that_come_to_share_written_memory_are_taken_eagerly(which):
+    """After the capture: an argument that is written, two buffers, two views of numpy's memory."""
+
+    class Remembering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("last", X.clone())
+            self.register_buffer("other", X + 1)
+
+        def guide(self, x, scratch):
+            slope = pyro.param("slope", torch.tensor(0.3))
+            scratch.mul_(0.5) if which == "arguments" else self.last.mul_(0.5)
+            with pyro.plate("data", len(x)):
+                loc = slope * x + self.last + self.other
+                pyro.sample("z", dist.Normal(loc + scratch.sum(), 1.0))
+
+    def run(engine):
+        programs, numbers = Remembering(), np.linspace(-1.0, 1.0, 12)
+        data, scratch = X.clone(), torch.zeros_like(X)
+        if which == "numpy":
+            programs.last = torch.from_numpy(numbers[:6])
+
+        def between(step):
+            if step == 2 and which == "buffers":
+                programs.other.set_(programs.last)
+
+        later = {"arguments": (data, data[:]), "numpy": (torch.from_numpy(numbers[3:9]), scratch)}
+        batches = [(data, scratch)] * 2 + [later.get(which, (data, scratch))] * 2
+        return train(
+            lambda: CompiledSVI(
+                lambda x, scratch: model(x), programs.guide, sgd, Trace_ELBO(), engine=engine
+            ),
+            batches,
+            between,
+        )
+
+    assert_same(run("compiled"), run("eager"))
+
+
+def test_a_sparse_argument_is_taken_eagerly():
+    def dense_model(x):
+        model(x.to_dense())
+
+    def dense_guide(x):
+        guide(x.to_dense())
+
+    def run(engine):
+        def make():
+            return compiled(dense_model, dense_guide, sgd, Trace_ELBO(), engine=engine)
+
+        return train(make, [X.to_sparse()] * 2)
+
+    with pytest.warns(UserWarning, match="an argument is sparse"):
+        one = run("compiled")
+    assert_same(one, run("eager"))
+
+
 @pytest.mark.parametrize("change", ["strides", "sign"])
 def test_a_parameter_that_lies_otherwise_in_memory_is_seen(captures, change):
     other = {

@@ -1,3 +1,4 @@
+import itertools
 import os
 import subprocess
 import sys
@@ -576,3 +577,36 @@ def test_latent_comparison_of_vectors_and_of_none():
     draw(latent_figures.latent_comparison([latent_map(0, samples=noise(9, 5))], title="t"))
     with pytest.raises(InputError, match="at least one latent space"):
         latent_figures.latent_comparison([], title="t")
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_latent_comparison_has_its_writing_on_the_page_and_apart(count):
+    """Title, headings, facts and legend; long names of runs and of labels too."""
+    title = "z ~ q(z|x) of a_data_set_with_a_name.npy(values=binary, binarize=dynamic), test split"
+    labels = np.array(["label", "another label"])[np.arange(50) % 2]
+    maps = [latent_map(i, labels=labels, title="a_run_of_a_long_name " * 3) for i in range(count)]
+    figure = draw(latent_figures.latent_comparison(maps, title=title))
+    legend = figure.axes[-2].get_legend()
+    boxes = [text.get_window_extent() for text in (*figure.texts, *legend.get_texts())]
+    for box in boxes:
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y0 >= 0
+        assert box.y1 <= figure.bbox.y1
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+
+
+def test_latent_comparison_of_one_latent_has_no_second_axis():
+    points = np.stack([np.arange(50.0), np.zeros(50)], axis=1)
+    figure = draw(latent_figures.latent_comparison([latent_map(0, points=points)], title="t"))
+    assert not figure.axes[0].get_yticks().size
+    assert not figure.axes[0].patches
+
+
+def test_latent_comparison_of_many_labels_has_one_scale():
+    maps = [latent_map(i, labels=np.arange(50)) for i in range(2)]
+    figure = draw(latent_figures.latent_comparison(maps, title="t"))
+    first, second = figure.axes[0].get_position(), figure.axes[2].get_position()
+    assert first.width == pytest.approx(second.width)
+    assert [len(axes.child_axes) for axes in figure.axes[:3:2]] == [0, 1]

@@ -601,3 +601,8 @@ def test_below_beta_one_there_is_no_lower_bound(digits):
 def test_what_has_no_beta_is_refused_before_training(digits, name, options):
     with pytest.raises(InputError, match=f"{name} has no β: leave out --beta and --warm-up"):
         make_trainer(digits, objective=build("objective", name), **options)
+
+
+def test_a_corruption_that_is_no_function_is_refused(digits):
+    with pytest.raises(InputError, match="corruption must be a function of x"):
+        make_trainer(digits, corruption="mask")
