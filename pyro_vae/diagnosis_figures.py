@@ -233,8 +233,7 @@ def _draw_gap(axes: Axes, i: int, gap: Gap) -> None:
 
 
 def _draw_error(axes: Axes, y: float, estimate: Estimate) -> None:
-    error = estimate.data_standard_error
-    error = estimate.standard_error if error is None else error
+    error = estimate.error
     if error is None or not math.isfinite(error):
         return
     ends = [estimate.value - 2 * error, estimate.value + 2 * error]

@@ -30,7 +30,7 @@ from pyro_vae.diagnosis.rows import (
     Reliability,
     SimulatedBounds,
 )
-from pyro_vae.digits import at_least, digits_of, error_text
+from pyro_vae.digits import at_least, error_text, value_and_error
 from pyro_vae.evaluation.scores import Estimate
 from pyro_vae.terminal import cells
 
@@ -318,7 +318,7 @@ def _dimension_tables(use: LatentUse, width: int) -> list[Table]:
     columns: dict[str, list[str]] = {}
     if use.kl_per_dim is not None:
         errors = use.kl_per_dim_errors or [math.nan] * size
-        pairs = [_to_digits(use.kl_per_dim[d], errors[d]) for d in order]
+        pairs = [value_and_error(use.kl_per_dim[d], errors[d]) for d in order]
         columns |= {"KL, nats": [value for value, _ in pairs], "±": [e for _, e in pairs]}
     if use.activity:
         columns["activity"] = [error_text(use.activity[d], 4) for d in order]
@@ -332,16 +332,7 @@ def _cells_of(name: str, estimate: Estimate) -> dict[str, str]:
 
 
 def _with_error(estimate: Estimate) -> tuple[str, str]:
-    """A value and its error over data, which holds that over draws; over draws where it is none."""
-    error = estimate.data_standard_error
-    error = estimate.standard_error if error is None else error
-    return _to_digits(estimate.value, error)
-
-
-def _to_digits(value: float, error: float | None) -> tuple[str, str]:
-    known = error if error is not None and math.isfinite(error) else None
-    digits = digits_of([known])
-    return f"{value:.{digits}f}", error_text(known, digits)
+    return value_and_error(estimate.value, estimate.error)
 
 
 def _bars(counts: Sequence[int]) -> str:

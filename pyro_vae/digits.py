@@ -1,6 +1,6 @@
 """How many digits of a number its errors leave, and how an error is written."""
 
-__all__ = ["digits_of", "error_text", "at_least"]
+__all__ = ["digits_of", "error_text", "value_and_error", "at_least"]
 
 import math
 from collections.abc import Sequence
@@ -26,3 +26,10 @@ def digits_of(errors: Sequence[float | None]) -> int:
     known = [abs(error) for error in errors if error]
     known = [error for error in known if error >= 1e-3 * max(known)]
     return min(6, max(2, 1 - math.floor(math.log10(min(known))))) if known else 4
+
+
+def value_and_error(value: float, error: float | None) -> tuple[str, str]:
+    """A value to as many digits as its error leaves, and the error."""
+    known = error if error is not None and math.isfinite(error) else None
+    digits = digits_of([known])
+    return f"{value:.{digits}f}", error_text(known, digits)

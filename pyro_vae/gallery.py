@@ -25,7 +25,7 @@ from torch import Tensor
 from pyro_vae import figures, generation, latent_figures
 from pyro_vae.diagnosis.rows import LatentSpaceReport
 from pyro_vae.diagnosis.space import latent_space_report
-from pyro_vae.digits import digits_of, error_text
+from pyro_vae.digits import value_and_error
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.scores import Estimate
 from pyro_vae.latent_figures import LatentMap
@@ -225,12 +225,8 @@ def _told(report: LatentSpaceReport) -> list[str]:
 
 
 def _with_error(estimate: Estimate, factor: float = 1.0) -> str:
-    """An estimate and the error over data, that over draws where there is no other."""
-    error = estimate.data_standard_error
-    error = estimate.standard_error if error is None else error
-    digits = digits_of([error and factor * error])
-    text = error_text(error and factor * error, digits)
-    return f"{factor * estimate.value:.{digits}f} ± {text}"
+    error = estimate.error and factor * estimate.error
+    return " ± ".join(value_and_error(factor * estimate.value, error))
 
 
 def draw_pseudo_inputs(run: Run, count: int = 100, out: Path | None = None) -> Path:

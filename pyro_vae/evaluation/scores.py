@@ -62,6 +62,12 @@ class Estimate:
     understated: bool = False
     """Whether standard_error and bias are lower limits, or None, for want of effective samples."""
 
+    @property
+    def error(self) -> float | None:
+        """The error over data, which holds that over draws; over draws where it is none."""
+        over_data = self.data_standard_error
+        return self.standard_error if over_data is None else over_data
+
 
 @dataclass(frozen=True)
 class PerDatum:

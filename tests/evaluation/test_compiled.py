@@ -98,10 +98,12 @@ def two_latents():
     return model, guide, torch.linspace(-3, 3, 130, dtype=torch.float64)
 
 
-def agree(one, other, tolerance: float) -> None:
+def agree(one, other, tolerance: float, of_shape: float | None = None) -> None:
+    """``of_shape`` is for k̂, which fits the gaps between the largest weights."""
     for name in FIELDS:
+        allowed = of_shape if of_shape and name == "pareto_k" else tolerance
         torch.testing.assert_close(
-            getattr(one, name), getattr(other, name), rtol=tolerance, atol=tolerance, equal_nan=True
+            getattr(one, name), getattr(other, name), rtol=allowed, atol=allowed, equal_nan=True
         )
     assert torch.equal(one.flagged, other.flagged)
     torch.testing.assert_close(
@@ -146,12 +148,12 @@ def test_exact_posterior_has_no_error_in_a_graph(linear_gaussian, interpreted, c
 
 
 def test_compiled_gives_the_eager_answer(captures):
-    """float32, compiled, to 5e-5 of each number; the next evaluation has the graph."""
+    """float32, compiled, to 5e-6 of each number; the next evaluation has the graph."""
     model, guide, x = binary_pair(dtype=torch.float32)
     before = torch.get_rng_state()
-    agree(*both(model, guide, x, 150), 5e-5)
+    agree(*both(model, guide, x, 150), 5e-6, of_shape=5e-5)
     assert torch.equal(torch.get_rng_state(), before)
-    agree(*both(model, guide, x[:110], 150), 2e-5)
+    agree(*both(model, guide, x[:110], 150), 5e-6, of_shape=5e-5)
     assert captures == [model]
 
 
