@@ -76,7 +76,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     if not rows:
         raise InputError("Expected at least one epoch of metrics to draw; got none")
     epoch, beta = _column(rows, "epoch", required=True), _column(rows, "beta")
-    warm = bool(np.any(np.nan_to_num(beta, nan=1.0) != 1.0))
+    # An autoencoder's β is 0, and nothing is weighted.
+    warm = "reconstruction" not in rows[0] and bool(np.any(np.nan_to_num(beta, nan=1.0) != 1.0))
     figure = new_figure(8, 5.4 if warm else 4.5, layout="constrained")
     ratios = {"height_ratios": [4, 1]} if warm else {}
     panels = figure.subplots(1 + warm, 1, sharex=True, squeeze=False, gridspec_kw=ratios)[:, 0]

@@ -610,3 +610,16 @@ def test_latent_comparison_of_many_labels_has_one_scale():
     first, second = figure.axes[0].get_position(), figure.axes[2].get_position()
     assert first.width == pytest.approx(second.width)
     assert [len(axes.child_axes) for axes in figure.axes[:3:2]] == [0, 1]
+
+
+def test_an_autoencoders_curve_speaks_of_no_beta_and_no_elbo():
+    rows = [
+        {"epoch": i, "reconstruction": -20.0 - i, "valid_reconstruction": -21.0 - i, "beta": 0.0}
+        for i in range(1, 5)
+    ]
+    figure = draw(figures.training_curves(rows))
+    assert len(figure.axes) == 1
+    said = " ".join(text.get_text() for text in figure.findobj(mpl.text.Text))
+    assert "log p(x|z(x)) by epoch" in said
+    assert "β" not in said
+    assert "ELBO" not in said
