@@ -1,6 +1,13 @@
-"""The figures of a run: what the pair generates, drawn and saved."""
+"""The figures of a run: what the pair generates, as figures and as files."""
 
 __all__ = [
+    "samples",
+    "reconstructions",
+    "traversals",
+    "interpolation",
+    "embedding",
+    "manifold",
+    "pseudo_inputs",
     "draw_all",
     "draw_training",
     "draw_samples",
@@ -13,6 +20,10 @@ __all__ = [
     "draw_pseudo_inputs",
     "is_plane",
     "has_pseudo_inputs",
+    "named_run",
+    "named_data",
+    "some_data",
+    "display_range",
 ]
 
 from collections.abc import Sequence
@@ -20,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import figures, generation, latent_figures
@@ -60,22 +72,31 @@ def has_pseudo_inputs(run: Run) -> bool:
 
 
 def draw_samples(run: Run, num_samples: int, seed: int, out: Path | None = None) -> Path:
+    """Save ``samples`` as a PNG; return its path."""
+    return figures.save(samples(run, num_samples, seed), out or _place(run, "samples"))
+
+
+def samples(run: Run, num_samples: int, seed: int) -> Figure:
     """Draw ``num_samples`` z of the prior: the decoder's means beside draws of data."""
     pictures = generation.sample_prior(run.model, num_samples, seed=seed)
-    low, high = _display_range(run, torch.cat(list(pictures)))
-    figure = figures.prior_samples(*_on_cpu(*pictures), vmin=low, vmax=high)
-    return figures.save(figure, out or run.path / "figures" / "samples.png")
+    low, high = display_range(run, torch.cat(list(pictures)))
+    return figures.prior_samples(*_on_cpu(*pictures), vmin=low, vmax=high)
 
 
 def draw_reconstructions(
     run: Run, split: str, count: int, seed: int, out: Path | None = None
 ) -> Path:
+    """Save ``reconstructions`` as a PNG; return its path."""
+    figure = reconstructions(run, split, count, seed)
+    return figures.save(figure, out or _place(run, "reconstructions"))
+
+
+def reconstructions(run: Run, split: str, count: int, seed: int) -> Figure:
     """Draw ``count`` data of a split above their reconstructions from one z ~ q(z|x)."""
-    x = _some_data(run, split, count, seed)[0]
+    x = some_data(run, split, count, seed)[0]
     pictures = generation.reconstruct(run.model, run.guide, x, seed=seed)
-    low, high = _display_range(run, x)
-    figure = figures.reconstructions(*_on_cpu(x, *pictures), vmin=low, vmax=high)
-    return figures.save(figure, out or run.path / "figures" / "reconstructions.png")
+    low, high = display_range(run, x)
+    return figures.reconstructions(*_on_cpu(x, *pictures), vmin=low, vmax=high)
 
 
 def draw_traversals(
@@ -88,6 +109,20 @@ def draw_traversals(
     seed: int,
     out: Path | None = None,
 ) -> Path:
+    """Save ``traversals`` as a PNG; return its path."""
+    figure = traversals(run, split, dims, steps, span, datum, seed)
+    return figures.save(figure, out or _place(run, "traversals"))
+
+
+def traversals(
+    run: Run,
+    split: str,
+    dims: list[int] | None,
+    steps: int,
+    span: float,
+    datum: int | None,
+    seed: int,
+) -> Figure:
     """Draw the decoder along single latent dimensions, the ten most active if ``dims`` is None.
 
     Arguments:
@@ -97,9 +132,8 @@ def draw_traversals(
         steps, span: how many values, and to how many standard deviations of the prior.
         datum: start at this datum's posterior mean; None starts at the prior's mean.
         seed: chooses the data that the activity is measured on.
-        out: the PNG; None is one in the run's folder.
     """
-    x = _some_data(run, split, 1000, seed)[0]
+    x = some_data(run, split, 1000, seed)[0]
     means = generation.posterior_mean(run.guide, x)
     if datum is not None:
         scored = run.data.split(split).scored(slice(datum, datum + 1))
@@ -112,34 +146,42 @@ def draw_traversals(
         dims = means.var(dim=0, correction=0).argsort(descending=True)[:10].sort().values.tolist()
     values = torch.linspace(-span, span, steps)
     images = generation.traverse(run.model, start, dims, values)
-    low, high = _display_range(run, images)
-    figure = figures.traversals(images.cpu(), values, dims=dims, vmin=low, vmax=high)
-    return figures.save(figure, out or run.path / "figures" / "traversals.png")
+    low, high = display_range(run, images)
+    return figures.traversals(images.cpu(), values, dims=dims, vmin=low, vmax=high)
 
 
 def draw_interpolation(
     run: Run, split: str, count: int, steps: int, seed: int, out: Path | None = None
 ) -> Path:
+    """Save ``interpolation`` as a PNG; return its path."""
+    figure = interpolation(run, split, count, steps, seed)
+    return figures.save(figure, out or _place(run, "interpolation"))
+
+
+def interpolation(run: Run, split: str, count: int, steps: int, seed: int) -> Figure:
     """Draw decoded lines between the posterior means of ``count`` pairs of data."""
-    x = _some_data(run, split, 2 * count, seed)[0]
+    x = some_data(run, split, 2 * count, seed)[0]
     if len(x) < 2:
         raise InputError(f"the {split} split has one datum; an interpolation needs two")
     count = len(x) // 2
     first, last = x[:count], x[count : 2 * count]
     images = generation.interpolate(run.model, run.guide, first, last, steps, seed=seed)
-    low, high = _display_range(run, x)
+    low, high = display_range(run, x)
     ends = torch.stack([first, last], dim=1)
-    figure = figures.interpolation(images.cpu(), ends=ends.cpu(), vmin=low, vmax=high)
-    return figures.save(figure, out or run.path / "figures" / "interpolation.png")
+    return figures.interpolation(images.cpu(), ends=ends.cpu(), vmin=low, vmax=high)
 
 
 def draw_embedding(run: Run, split: str, count: int, seed: int, out: Path | None = None) -> Path:
+    """Save ``embedding`` as a PNG; return its path."""
+    return figures.save(embedding(run, split, count, seed), out or _place(run, "latent"))
+
+
+def embedding(run: Run, split: str, count: int, seed: int) -> Figure:
     """Draw the posterior means of at most ``count`` data as a map, coloured by label."""
-    x, labels = _some_data(run, split, count, seed)
+    x, labels = some_data(run, split, count, seed)
     points = generation.posterior_mean(run.guide, x, seed=seed).cpu()
     points, method, explained = generation.project(points)
-    figure = latent_figures.latent_scatter(points, labels, method=method, explained=explained)
-    return figures.save(figure, out or run.path / "figures" / "latent.png")
+    return latent_figures.latent_scatter(points, labels, method=method, explained=explained)
 
 
 def draw_latent_comparison(
@@ -162,31 +204,31 @@ def draw_latent_comparison(
             )
     maps = []
     for run in runs:
-        x, labels = _some_data(run, split, count, seed)
+        x, labels = some_data(run, split, count, seed)
         points = generation.posterior_draw(run.guide, x, seed=seed).cpu()
         points, _, explained = generation.project(points)
-        samples = generation.sample_standard_normal(run.model, 36, seed=seed)
+        decoded = generation.sample_standard_normal(run.model, 36, seed=seed)
         report = latent_space_report(
             run.model, run.guide, run.data.train, run.data.split(split), seed=seed,
             ordered=run.data.ordered,
         )  # fmt: skip
         maps.append(
-            LatentMap(_trained(run), points, labels, explained, samples.cpu(), _told(report))
+            LatentMap(named_run(run), points, labels, explained, decoded.cpu(), _told(report))
         )
-    low, high = _display_range(first, torch.cat([torch.as_tensor(each.samples) for each in maps]))
+    low, high = display_range(first, torch.cat([torch.as_tensor(each.samples) for each in maps]))
     figure = latent_figures.latent_comparison(
-        maps, title=f"z ~ q(z|x) of {_named(first.config.data)}, {split}", vmin=low, vmax=high
+        maps, title=f"z ~ q(z|x) of {named_data(first.config.data)}, {split}", vmin=low, vmax=high
     )
     return figures.save(figure, out or first.path / "figures" / "latent_comparison.png")
 
 
-def _named(data: str) -> str:
+def named_data(data: str) -> str:
     """A data set's spec, of a file its name alone."""
     spec = parse_spec(data)
     return str(Spec(Path(spec.name).name, spec.arguments)) if spec.is_path else data
 
 
-def _trained(run: Run) -> str:
+def named_run(run: Run) -> str:
     """What tells a run from its neighbours."""
     config = run.config
     parts = [f"{run.path.name}: {config.guide}", f"β = {config.beta:g}"]
@@ -230,31 +272,43 @@ def _with_error(estimate: Estimate, factor: float = 1.0) -> str:
 
 
 def draw_pseudo_inputs(run: Run, count: int = 100, out: Path | None = None) -> Path:
+    """Save ``pseudo_inputs`` as a PNG; return its path."""
+    return figures.save(pseudo_inputs(run, count), out or _place(run, "pseudo_inputs"))
+
+
+def pseudo_inputs(run: Run, count: int = 100) -> Figure:
     """Draw the first ``count`` pseudo-inputs of a vamp prior, clipped to the range of the data."""
     images = run.model.prior.pseudo_inputs()[:count]
-    low, high = _display_range(run, images)
-    figure = figures.image_grid(
+    low, high = display_range(run, images)
+    return figures.image_grid(
         images.cpu().clamp(low, high), title="Pseudo-inputs", vmin=low, vmax=high
     )
-    return figures.save(figure, out or run.path / "figures" / "pseudo_inputs.png")
 
 
 def draw_manifold(run: Run, out: Path | None = None) -> Path:
+    """Save ``manifold`` as a PNG; return its path."""
+    return figures.save(manifold(run), out or _place(run, "manifold"))
+
+
+def manifold(run: Run) -> Figure:
     """Draw the decoder over a plane of two latents."""
     images, values = generation.manifold(run.model)
-    low, high = _display_range(run, images)
-    figure = figures.manifold(*_on_cpu(images, values), vmin=low, vmax=high)
-    return figures.save(figure, out or run.path / "figures" / "manifold.png")
+    low, high = display_range(run, images)
+    return figures.manifold(*_on_cpu(images, values), vmin=low, vmax=high)
 
 
-def _some_data(run: Run, split_name: str, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
+def _place(run: Run, name: str) -> Path:
+    return run.path / "figures" / f"{name}.png"
+
+
+def some_data(run: Run, split_name: str, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
     """A random subset, at most ``count`` data, on the run's device."""
     split = run.data.split(split_name)
     split = split.subset(min(count, len(split)), seed=seed)
     return run.to_device(split.scored()), split.labels
 
 
-def _display_range(run: Run, images: Tensor) -> tuple[float, float]:
+def display_range(run: Run, images: Tensor) -> tuple[float, float]:
     """What is black and what is white, in the units of the data."""
     facts = run.facts
     if facts.measure == "counts" or facts.is_real:
