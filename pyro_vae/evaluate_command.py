@@ -3,9 +3,7 @@
 __all__ = ["evaluate_run", "evaluate_pair", "Options"]
 
 import contextlib
-import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +16,23 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from pyro_vae.checkpoint import write_atomically
-from pyro_vae.comparability import Scored, describe, levels_hash
 from pyro_vae.comparison.rows import Truth
 from pyro_vae.data import Split
 from pyro_vae.data.noise import permutation
-from pyro_vae.digits import digits_of
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import Evaluation, evaluate
-from pyro_vae.evaluation.paired import (
-    LEVEL,
-    PairedDifference,
-    check_same_protocol,
-    paired_difference,
-)
+from pyro_vae.evaluation.paired import LEVEL, PairedDifference
+from pyro_vae.evaluation.per_datum_record import keep_per_datum
 from pyro_vae.evaluation.record import read_record, replace_entry, weights_hash, write_record
 from pyro_vae.evaluation_figures import bound_curve, pareto_k_over_data
 from pyro_vae.figures import save
+from pyro_vae.paired_runs import (
+    EVIDENCE,
+    Side,
+    check_comparable,
+    paired_differences,
+    paired_verdict,
+)
 from pyro_vae.runs import Run
 from pyro_vae.terminal import (
     POINT_NOTE,
@@ -44,11 +43,7 @@ from pyro_vae.terminal import (
     pareto_table,
 )
 
-# The estimates of log p(x), the most trusted first.
-EVIDENCE = ("log_evidence", "log_evidence_quadrature", "log_evidence_ais")
-LOG_PX = (*EVIDENCE, "log_likelihood_adaptive", "log_likelihood")
 NOTED = ("log_likelihood", "log_likelihood_adaptive", *EVIDENCE, "bits_per_dim")
-UNLIKE = "the two runs cannot be compared datum by datum: "
 
 
 @dataclass(frozen=True)
@@ -77,11 +72,6 @@ class Subject(NamedTuple):
     """What of the protocol is known before any work."""
     record: Path
 
-    @property
-    def scored(self) -> Scored:
-        """What its log p(x) speaks of."""
-        return Scored(self.run.config.likelihood, self.run.facts, self.split)
-
 
 def evaluate_run(console: Console, run: Run, options: Options) -> None:
     """Score, record, print and draw.
@@ -106,15 +96,19 @@ def evaluate_pair(
             differs; before any work.
     """
     a, b = (_subject(run, options) for run in (first, second))
-    shifts = _check_comparable(a, b, options)
+    _check_bounds(a, b, options)
+    shifts = check_comparable(_side(a), _side(b))
     _check_place(out)
     found = [_score(console, a, options)]
     _show(console, a, found[0])
     if first.path.resolve() != second.path.resolve():
         found.append(_score(console, b, options))
         _show(console, b, found[1])
-    differences = _differences(found[0], found[-1], shifts, first.facts.ordered)
-    lines = _verdict(differences, options, shifts)
+    sides = found[0].per_datum, found[-1].per_datum
+    differences = paired_differences(*sides, shifts, ordered=first.facts.ordered)
+    lines = paired_verdict(
+        differences, options.num_samples, options.seed, shifts, adaptive=bool(options.adaptive)
+    )
     _say(console, f"\nA: {first.path}", style="bold")
     _say(console, f"B: {second.path}", style="bold")
     _print(console, paired_table(differences, options.num_samples))
@@ -139,6 +133,12 @@ def _subject(run: Run, options: Options) -> Subject:
     return Subject(run, split, positions, protocol, record)
 
 
+def _side(subject: Subject) -> Side:
+    run = subject.run
+    protocol = subject.protocol | {"dtype": run.config.dtype}
+    return Side(run.config.likelihood, run.facts, subject.split, protocol)
+
+
 def _score(console: Console, subject: Subject, options: Options) -> Evaluation:
     """Score a run and record it; an interruption leaves the record as it was."""
     run = subject.run
@@ -161,7 +161,7 @@ def _score(console: Console, subject: Subject, options: Options) -> Evaluation:
             on_refine=on_refine,
             on_evidence=on_evidence,
         )
-    entry = evaluation.to_json() | {"weights_hash": weights_hash(run.path, run.weights)}
+    entry = keep_per_datum(subject.record, evaluation, weights_hash(run.path, run.weights))
     write_record(subject.record, replace_entry(read_record(subject.record), entry))
     return evaluation
 
@@ -273,42 +273,14 @@ def _pareto_figure(subject: Subject, evaluation: Evaluation) -> Figure | None:
     )
 
 
-def _check_comparable(a: Subject, b: Subject, options: Options) -> tuple[float, float]:
-    """Refuse what has no difference; return what to add to the nats of each side.
-
-    log P(level) ≥ E log p((level + u)/n) − D log n: a dequantized density beside a mass on the
-    same levels is brought to levels, as a lower bound.
-    """
+def _check_bounds(a: Subject, b: Subject, options: Options) -> None:
+    """Refuse a point whose log p(x) nothing else estimates."""
     for each in (a, b):
         if not getattr(each.run.guide, "has_bound", True) and options.evidence is None:
             raise InputError(
                 f"the guide of '{each.run.path}' is a point, which has no estimate of log p(x) but "
                 "from the prior; give --evidence ais"
             )
-    kinds = {a.scored.kind: a, b.scored.kind: b}
-    mixed = kinds.keys() == {"levels", "dequantized"}
-    if len(kinds) > 1 and not mixed:
-        raise InputError(
-            f"{UNLIKE}measure ({describe(a.scored.kind)} and {describe(b.scored.kind)})"
-        )
-    one, other = (each.protocol | {"dtype": each.run.config.dtype} for each in (a, b))
-    check_same_protocol(one, other, same_levels=mixed)
-    if not mixed:
-        return 0.0, 0.0
-    shapes = {(each.run.facts.event_shape, each.run.facts.num_levels) for each in (a, b)}
-    hashes = {levels_hash(each.split, each.run.facts) for each in (a, b)}
-    if len(shapes) > 1 or len(hashes) > 1:
-        raise InputError(
-            f"{UNLIKE}levels (a mass on some, a density of others, so that no Jacobian makes "
-            "one of the other)"
-        )
-    return _jacobian(a), _jacobian(b)
-
-
-def _jacobian(subject: Subject) -> float:
-    """−D log n of dequantized values, 0 of levels."""
-    facts = subject.run.facts
-    return -facts.num_dims * math.log(facts.num_levels or 1) if facts.dequantized else 0.0
 
 
 def _check_place(out: Path | None) -> None:
@@ -316,81 +288,6 @@ def _check_place(out: Path | None) -> None:
         return
     if out.is_dir() or any(parent.is_file() for parent in out.parents):
         raise InputError(f"cannot write '{out}': expected the name of a file for the difference")
-
-
-def _differences(
-    a: Evaluation, b: Evaluation, shifts: tuple[float, float], ordered: bool
-) -> dict[str, PairedDifference]:
-    """Estimate of log p(x) → its difference; of those that both sides have."""
-    found = {}
-    for name in LOG_PX:
-        if name in a.per_datum and name in b.per_datum:
-            sides = [
-                dataclasses.replace(side, log_px=side.log_px + shift)
-                for side, shift in zip((a.per_datum[name], b.per_datum[name]), shifts, strict=True)
-            ]
-            found[name] = paired_difference(*sides, ordered=ordered)
-    return found
-
-
-def _verdict(
-    differences: Mapping[str, PairedDifference], options: Options, shifts: Sequence[float]
-) -> list[str]:
-    """What the most trusted difference says, what limits it, and what none of them says."""
-    name = next(iter(differences))
-    found = differences[name]
-    title = f"IWAE-{options.num_samples}" if name == "log_likelihood" else TITLES[name]
-    lines = [f"{title}: {_conclusion(found)}"]
-    if found.may_be_the_guides and name not in EVIDENCE:
-        lines.append(_guides(found, options))
-    for side, shift in zip("AB", shifts, strict=True):
-        if shift:
-            lines.append(
-                f"{side} is a density of dequantized values, here less D log n: a lower bound on "
-                f"log P(level), so that {side} may lie higher"
-            )
-    if not any(each.is_exact or each.is_same for each in differences.values()):
-        limit = "lower limits themselves, hence ≥" if found.understated else "an upper limit"
-        lines.append(
-            f"± draws adds the errors of A and B, which share the noise of seed {options.seed}, "
-            f"whatever correlates them ({limit}); ± data contains what the draws add"
-        )
-    lines.append(
-        "This compares two trained networks; of two priors or architectures it says nothing: "
-        "those take five seeds a side, see pyro-vae sweep"
-    )
-    return lines
-
-
-def _conclusion(found: PairedDifference) -> str:
-    if found.is_same:
-        return "A and B agree on every datum to the last bit"
-    if found.low is None or found.high is None:
-        return "unresolved: one datum has no error over data"
-    digits = digits_of([found.data_standard_error])
-    interval = f"{found.low:.{digits}f} to {found.high:.{digits}f}, the 95 % interval over data"
-    if found.winner == "unresolved":
-        return f"unresolved, A − B is {interval}"
-    return f"{'A' if found.winner == 'first' else 'B'} is higher, A − B is {interval}"
-
-
-def _guides(found: PairedDifference, options: Options) -> str:
-    """Why a difference of the estimates need not be one of log p(x)."""
-    lower, flagged, bias = "B", found.second_flagged, found.second_bias
-    if found.difference < 0:
-        lower, flagged, bias = "A", found.first_flagged, found.first_bias
-    reasons = []
-    if bias is None:
-        reasons.append("one draw a datum tells no bias")
-    elif -bias >= abs(found.difference):
-        reasons.append("its bias is as large")
-    if flagged:
-        reasons.append(f"{flagged} of its {found.count} data are flagged")
-    hint = "" if options.adaptive or not flagged else "; see --adaptive"
-    return (
-        f"It may be a difference of the guides: the estimate of {lower} may miss as much of "
-        f"log p(x) as A and B differ by ({' and '.join(reasons)}){hint}"
-    )
 
 
 def _write(

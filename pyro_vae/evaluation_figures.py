@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyro_vae.axes import GRID, plain_axes, set_title, settled
 from pyro_vae.comparison.rows import Truth
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation.bound_curve import BoundCurve
+from pyro_vae.evaluation.bound_curve import BoundCurve, MeanCurve
 from pyro_vae.tiles import (
     BLUE,
     EDGE,
@@ -37,7 +37,7 @@ _MOST_IMAGES = 6  # for which there is room
 
 
 def bound_curve(
-    curve: BoundCurve, *, last_error: float | None = None, truth: Truth | None = None
+    curve: BoundCurve | MeanCurve, *, last_error: float | None = None, truth: Truth | None = None
 ) -> Figure:
     """Draw the mean bound over data against K, from the ELBO at K = 1 up, on a log axis.
 
@@ -85,7 +85,7 @@ def bound_curve(
     )
     plain_axes(axes)
     axes.grid(axis="y", color=GRID, linewidth=0.7)
-    set_title(axes, f"Importance-weighted bound on log p(x), mean of {curve.bound.shape[1]} data")
+    set_title(axes, f"Importance-weighted bound on log p(x), mean of {curve.count} data")
     return settled(figure)
 
 

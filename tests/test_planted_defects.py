@@ -562,7 +562,7 @@ DEFECTS = [
     ),
     Defect(
         "the Jacobian of a paired difference with the wrong sign",
-        "pyro_vae/evaluate_command.py",
+        "pyro_vae/paired_runs.py",
         "return -facts.num_dims",
         "return facts.num_dims",
         "tests/test_evaluate_command.py::test_a_density_of_dequantized_values_is_brought_to_levels",

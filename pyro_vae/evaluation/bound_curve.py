@@ -1,14 +1,57 @@
 """The importance-weighted bound against the number of samples, all from the same draws."""
 
-__all__ = ["BoundCurve"]
+__all__ = ["BoundCurve", "MeanCurve"]
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import InputError
 from pyro_vae.evaluation._moments import Moments
+
+
+@dataclass(frozen=True)
+class MeanCurve:
+    """A ``BoundCurve``'s mean over data: what a record keeps of it."""
+
+    num_samples: list[int]
+    """k, J of them."""
+    mean: list[float]
+    """Nats per datum, ``[J]``."""
+    mean_standard_error: list[float]
+    """Over draws, the data held fixed, ``[J]``; NaN where it is not known."""
+    count: int
+    """How many data."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain numbers, None for what is not known."""
+        errors = [error if math.isfinite(error) else None for error in self.mean_standard_error]
+        return dataclasses.asdict(self) | {"mean_standard_error": errors}
+
+    @classmethod
+    def from_json(cls, mapping: Mapping[str, Any]) -> "MeanCurve":
+        """Return what ``to_json`` made the mapping of.
+
+        Raises:
+            InputError: it lacks a field, or has lists of other lengths.
+        """
+        try:
+            curve = cls(
+                [int(k) for k in mapping["num_samples"]],
+                [float(value) for value in mapping["mean"]],
+                [math.nan if e is None else float(e) for e in mapping["mean_standard_error"]],
+                int(mapping["count"]),
+            )
+        except (KeyError, TypeError, ValueError):
+            raise InputError("expected a bound curve of this version") from None
+        if not len(curve.num_samples) == len(curve.mean) == len(curve.mean_standard_error):
+            raise InputError("expected a bound curve of this version")
+        return curve
 
 
 @dataclass(frozen=True)
@@ -41,6 +84,16 @@ class BoundCurve:
     def mean_standard_error(self) -> Tensor:
         """Of ``mean`` over draws, the data held fixed, ``[J]``; NaN for one group a datum."""
         return self.standard_error.square().sum(1).sqrt() / self.bound.shape[1]
+
+    @property
+    def count(self) -> int:
+        """How many data."""
+        return self.bound.shape[1]
+
+    def over_data(self) -> MeanCurve:
+        """Return the mean over data with its errors, as plain numbers."""
+        errors = self.mean_standard_error.tolist()
+        return MeanCurve(list(self.num_samples), self.mean.tolist(), errors, self.count)
 
 
 class CurveStream:

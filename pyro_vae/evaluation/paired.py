@@ -51,7 +51,7 @@ class PairedDifference:
     """Over data, that over draws within it; over blocks of neighbours where data are ordered;
     None for one datum."""
     low: float | None
-    """Of the 95 % interval over data."""
+    """Of the interval over data, by default of 95 %."""
     high: float | None
     first_bias: float | None
     """What A's estimate misses of log p_A(x), estimated; 0 of an exact one, None for K = 1."""
@@ -107,7 +107,9 @@ class PairedDifference:
         return bias is None or flagged > 0 or -bias >= abs(self.difference)
 
 
-def paired_difference(a: PerDatum, b: PerDatum, *, ordered: bool = False) -> PairedDifference:
+def paired_difference(
+    a: PerDatum, b: PerDatum, *, ordered: bool = False, level: float = LEVEL
+) -> PairedDifference:
     """Return the mean over data of log p_A(x_i) − log p_B(x_i), and its errors.
 
     d_i = log p̂_A(x_i) − log p̂_B(x_i),  d̄ = (1/N) Σ d_i,  d̄ ± t_{N−1} s_d/√N
@@ -129,6 +131,7 @@ def paired_difference(a: PerDatum, b: PerDatum, *, ordered: bool = False) -> Pai
     Arguments:
         a, b: of the same data, in the same order.
         ordered: neighbouring data depend on each other: errors over blocks of √N.
+        level: of the interval, 1 − 0.05/m where m pairs are judged together.
 
     Raises:
         InputError: other numbers of data, or log p(x) that is not finite.
@@ -142,7 +145,7 @@ def paired_difference(a: PerDatum, b: PerDatum, *, ordered: bool = False) -> Pai
         raise InputError("log p(x) of some datum is not finite: there is no difference to take")
     mean = float(difference.mean())
     error = standard_error_of_mean(difference, ordered)
-    reach = None if error is None else _quantile(_freedom(len(difference), ordered)) * error
+    reach = None if error is None else _quantile(_freedom(len(difference), ordered), level) * error
     errors = _error(a) + _error(b)
     if torch.equal(a.log_px, b.log_px):
         errors = torch.zeros_like(errors)
@@ -217,11 +220,11 @@ def _freedom(count: int, ordered: bool) -> int:
     return (math.isqrt(count) if ordered else count) - 1
 
 
-def _quantile(freedom: int) -> float:
+def _quantile(freedom: int, level: float) -> float:
     """Student's t_ν of the two-sided level."""
     from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-    return -float(stdtrit(freedom, (1 - LEVEL) / 2))
+    return -float(stdtrit(freedom, (1 - level) / 2))
 
 
 def _shown(value: Any) -> str:

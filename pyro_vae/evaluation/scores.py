@@ -101,6 +101,8 @@ class Evaluation:
         """Return plain dictionaries, numbers and strings, nothing of a datum but the worst k̂."""
         estimates = {name: dataclasses.asdict(e) for name, e in self.estimates.items()}
         entry = {"protocol": self.protocol, "estimates": estimates}
+        if self.result is not None:
+            entry["bound_curve"] = self.result.curve.over_data().to_json()
         return entry if self.pareto_k is None else entry | {"pareto_k": self.pareto_k}
 
 

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 from pyro_vae.comparability import to_measure
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation import Estimate, evaluate
+from pyro_vae.evaluation import Estimate, Evaluation, evaluate
 from pyro_vae.evaluation.active_units import ActiveUnits, active_units
+from pyro_vae.evaluation.per_datum_record import keep_per_datum
 from pyro_vae.evaluation.record import (
-    Entry,
     find_entry,
     read_record,
     replace_entry,
@@ -139,7 +139,7 @@ def _run(plan: Plan, run: PlannedRun, observer: Observer) -> Result:
         with _intact(run):
             loaded = load_run(run.path, allow_code=True, device=config.device)
         try:
-            entry = entry or {**_evaluate(plan, run, loaded, observer), "weights_hash": weights}
+            entry = entry or keep_per_datum(file, _evaluate(plan, run, loaded, observer), weights)
             x = loaded.to_device(run.configuration.split.scored())
             units = active_units(loaded.model, loaded.guide, x, seed=run.seed)
             entry["active_units"] = dataclasses.asdict(units)
@@ -179,7 +179,7 @@ def _protocol(plan: Plan, run: PlannedRun) -> dict[str, Any]:
     }
 
 
-def _evaluate(plan: Plan, run: PlannedRun, loaded: Run, observer: Observer) -> Entry:
+def _evaluate(plan: Plan, run: PlannedRun, loaded: Run, observer: Observer) -> Evaluation:
     configuration = run.configuration
 
     def on_block(done: int, total: int) -> None:
@@ -189,7 +189,7 @@ def _evaluate(plan: Plan, run: PlannedRun, loaded: Run, observer: Observer) -> E
 
     protocol = configuration.data.protocol(plan.split, configuration.split)
     with observer.count(run) as show:
-        evaluation = evaluate(
+        return evaluate(
             loaded.model,
             loaded.guide,
             configuration.split,
@@ -202,4 +202,3 @@ def _evaluate(plan: Plan, run: PlannedRun, loaded: Run, observer: Observer) -> E
             data_protocol={"weights": loaded.weights, **protocol},
             on_block=on_block,
         )
-    return evaluation.to_json()

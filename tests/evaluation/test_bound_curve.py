@@ -1,6 +1,7 @@
 """The bound against K: each point unbiased, all from the same draws."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import InputError
 from pyro_vae.evaluation import log_likelihood
-from pyro_vae.evaluation.bound_curve import CurveStream, curve_sizes
+from pyro_vae.evaluation.bound_curve import CurveStream, MeanCurve, curve_sizes
 
 
 def _groups(log_weights: Tensor, k: int) -> Tensor:
@@ -124,3 +126,21 @@ def test_weight_of_zero_makes_the_first_points_minus_infinite():
     torch.testing.assert_close(
         bound[:, 0], torch.tensor([-math.inf, *[math.log(0.5)] * 3], dtype=torch.float64)
     )
+
+
+def test_the_mean_curve_is_recorded(linear_gaussian):
+    x = torch.randn(6, linear_gaussian.W.shape[0], dtype=torch.float64)
+    guide = linear_gaussian.guide_of(linear_gaussian.diagonal_guide(0.5, 2.0))
+    curve = log_likelihood(linear_gaussian.model, guide, x, 12, seed=3).curve
+    mean = curve.over_data()
+    known = json.loads(json.dumps(mean.to_json(), allow_nan=False))
+    found = MeanCurve.from_json(known)
+    assert found.num_samples == curve.num_samples == [1, 2, 4, 8, 12]
+    assert found.mean == curve.bound.mean(1).tolist()
+    assert found.count == 6
+    errors = torch.tensor(found.mean_standard_error)
+    torch.testing.assert_close(errors.double(), curve.mean_standard_error, equal_nan=True)
+    assert errors[-1].isnan()
+    for damage in ({}, known | {"mean": [1.0]}, known | {"count": "many"}, known | {"mean": None}):
+        with pytest.raises(InputError, match="bound curve"):
+            MeanCurve.from_json(damage)
