@@ -4,17 +4,14 @@ __all__ = ["Subject", "run_subject", "program_subject", "diagnose_subject", "cho
 
 import contextlib
 import itertools
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 
-from pyro_vae import diagnosis_figures as figures
 from pyro_vae import diagnosis_tables as tables
 from pyro_vae.comparison.subject import program_subject as compared_program
 from pyro_vae.data import DataSplits, load_data
@@ -26,29 +23,17 @@ from pyro_vae.diagnosis.diagnose import (
     diagnose,
 )
 from pyro_vae.diagnosis.record import write_diagnosis
-from pyro_vae.diagnosis.rows import Diagnosis, Reliability
-from pyro_vae.diagnosis.space import latent_draws
+from pyro_vae.diagnosis.rows import Diagnosis
+from pyro_vae.diagnosis_gallery import Diagnosed, part_figure
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.record import weights_hash
-from pyro_vae.evaluation_figures import pareto_k_over_data
 from pyro_vae.execution import Program
 from pyro_vae.figures import save
 from pyro_vae.protocols import Facts
 from pyro_vae.run_training import facts_of
 from pyro_vae.runs import load_run
-from pyro_vae.terminal import cells, counting
+from pyro_vae.terminal import counting
 
-NUM_WORST = 6  # images, as many as the figure has room for
-NUM_DRAWS = 4000  # of q(z) and of p(z), in a figure
-TITLES_OF_PARTS = {
-    "gap": "gap",
-    "bounds": "bounds, AIS",
-    "reliability": "k̂, blocks",
-    "latents": "latents",
-    "calibration": "calibration",
-    "checks": "predictive checks",
-    "space": "latent space",
-}
 _FIGURES = {
     "gap": ["gap.png"],
     "bounds": [],
@@ -177,6 +162,8 @@ class _Session:
         self.out = out
         self.settings = settings
         self.record = out / "diagnosis.json"
+        x = data_of(subject.data.test, settings.count, subject.device, subject.dtype)
+        self.pair = Diagnosed(subject.model, subject.guide, x, subject.facts)
         self.current = PARTS[0]
         self.done: list[str] = []
         self.drawn: list[str] = []
@@ -187,7 +174,7 @@ class _Session:
     @contextlib.contextmanager
     def watch(self, part: str) -> Iterator[Callable[[int, int], None]]:
         self.current = part
-        with counting(self.console, TITLES_OF_PARTS[part]) as on_step:
+        with counting(self.console, tables.TITLES_OF_PARTS[part]) as on_step:
             yield on_step
 
     def show(self, part: str, diagnosis: Diagnosis) -> None:
@@ -195,7 +182,7 @@ class _Session:
         if not self.done:
             self.forget()
         self.done.append(part)
-        report = _report(part, diagnosis, self.console.width)
+        report = tables.part_report(part, diagnosis, self.console.width)
         for table in report.tables:
             width = max(self.console.width, table.width or 0)
             self.console.print(table, width=width, crop=False)
@@ -209,7 +196,7 @@ class _Session:
         for name in _FIGURES[part]:
             path = self.out / "figures" / name
             try:
-                figure = _figure(part, diagnosis, self.subject, self.settings)
+                figure = part_figure(part, diagnosis, self.pair, self.settings.seed)
             except InputError as error:
                 self.say(f"{name}: {error}")
                 figure = None
@@ -239,71 +226,6 @@ def _check_place(out: Path) -> None:
         raise InputError(f"cannot write to '{out}': '{nearest}' is no folder")
     if not os.access(nearest, os.W_OK):
         raise InputError(f"cannot write to '{out}': '{nearest}' is not writable")
-
-
-def _report(part: str, diagnosis: Diagnosis, width: int) -> tables.Report:
-    if part == "gap":
-        return tables.gap_report(diagnosis.gaps, width)
-    if part == "bounds" and diagnosis.bounds is not None:
-        return tables.bounds_report(diagnosis.bounds, width)
-    if part == "reliability" and diagnosis.reliability is not None:
-        return tables.reliability_report(diagnosis.reliability, width)
-    if part == "latents" and diagnosis.latents is not None:
-        return tables.latents_report(diagnosis.latents, width)
-    if part == "latents" and diagnosis.reconstruction is not None:
-        value, _, error, _ = cells(diagnosis.reconstruction)
-        unit, count = diagnosis.reconstruction.unit, diagnosis.reconstruction.count
-        line = f"log p(x|z(x)), a reconstruction and no bound: {value} ± {error} {unit}"
-        return tables.Report([], [f"{line}, {count:,} data"])
-    if part == "calibration" and diagnosis.calibration is not None:
-        return tables.calibration_report(diagnosis.calibration, width)
-    if part == "checks":
-        return tables.checks_report(diagnosis.checks, width)
-    if part == "space" and diagnosis.space is not None:
-        return tables.space_report(diagnosis.space, width)
-    return tables.Report([], [])
-
-
-def _figure(part: str, diagnosis: Diagnosis, subject: Subject, settings: Settings) -> Figure | None:
-    """The figure of a part, where there is anything to draw."""
-    if part == "gap" and diagnosis.gaps:
-        return figures.gap_bars(diagnosis.gaps)
-    if part == "latents" and diagnosis.latents is not None and diagnosis.latents.kl_per_dim:
-        return figures.kl_per_dim(diagnosis.latents)
-    if part == "checks" and diagnosis.checks:
-        return figures.predictive_checks(diagnosis.checks)
-    if part == "space" and diagnosis.space is not None:
-        draws = latent_draws(
-            subject.model, subject.guide, _test_data(subject, settings), NUM_DRAWS, settings.seed
-        )
-        return figures.aggregated_posterior(draws.posterior, draws.prior)
-    if part == "reliability" and diagnosis.reliability is not None:
-        return _reliability_figure(diagnosis.reliability, subject, settings)
-    return None
-
-
-def _reliability_figure(
-    reliability: Reliability, subject: Subject, settings: Settings
-) -> Figure | None:
-    """k̂ over data with the worst images, where any is known."""
-    if not any(map(math.isfinite, reliability.pareto_k)):
-        return None
-    worst = [i for i in reliability.flagged if math.isfinite(reliability.pareto_k[i])][:NUM_WORST]
-    x = _test_data(subject, settings)[worst].cpu()
-    levels = not (subject.facts.measure == "counts" or subject.facts.is_real)
-    return pareto_k_over_data(
-        reliability.pareto_k,
-        reliability.threshold,
-        positions=reliability.positions or None,
-        worst=worst,
-        images=x if worst and x.dim() > 2 else None,
-        vmin=0.0 if levels else None,
-        vmax=subject.facts.unit if levels else None,
-    )
-
-
-def _test_data(subject: Subject, settings: Settings) -> torch.Tensor:
-    return data_of(subject.data.test, settings.count, subject.device, subject.dtype)
 
 
 def _data_protocol(data: DataSplits) -> dict[str, Any]:

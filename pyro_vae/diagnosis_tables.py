@@ -2,6 +2,8 @@
 
 __all__ = [
     "Report",
+    "TITLES_OF_PARTS",
+    "part_report",
     "gap_report",
     "bounds_report",
     "reliability_report",
@@ -22,6 +24,7 @@ from rich.text import Text
 
 from pyro_vae.diagnosis.rows import (
     Calibration,
+    Diagnosis,
     Gap,
     LatentSpaceReport,
     LatentUse,
@@ -45,11 +48,46 @@ _METHODS = {
 _ERRORS = "± draws: standard error over draws, the data held fixed; ± data: over data"
 
 
+TITLES_OF_PARTS = {
+    "gap": "gap",
+    "bounds": "bounds, AIS",
+    "reliability": "k̂, blocks",
+    "latents": "latents",
+    "calibration": "calibration",
+    "checks": "predictive checks",
+    "space": "latent space",
+}
+
+
 class Report(NamedTuple):
     """One part of a diagnosis, to be printed."""
 
     tables: list[Table]
     notes: list[str]
+
+
+def part_report(part: str, diagnosis: Diagnosis, width: int) -> Report:
+    """Lay one part out; nothing where the diagnosis has none of it."""
+    if part == "gap":
+        return gap_report(diagnosis.gaps, width)
+    if part == "bounds" and diagnosis.bounds is not None:
+        return bounds_report(diagnosis.bounds, width)
+    if part == "reliability" and diagnosis.reliability is not None:
+        return reliability_report(diagnosis.reliability, width)
+    if part == "latents" and diagnosis.latents is not None:
+        return latents_report(diagnosis.latents, width)
+    if part == "latents" and diagnosis.reconstruction is not None:
+        value, _, error, _ = cells(diagnosis.reconstruction)
+        unit, count = diagnosis.reconstruction.unit, diagnosis.reconstruction.count
+        line = f"log p(x|z(x)), a reconstruction and no bound: {value} ± {error} {unit}"
+        return Report([], [f"{line}, {count:,} data"])
+    if part == "calibration" and diagnosis.calibration is not None:
+        return calibration_report(diagnosis.calibration, width)
+    if part == "checks":
+        return checks_report(diagnosis.checks, width)
+    if part == "space" and diagnosis.space is not None:
+        return space_report(diagnosis.space, width)
+    return Report([], [])
 
 
 def gap_report(gaps: Sequence[Gap], width: int) -> Report:

@@ -9,11 +9,12 @@ import pyro
 import pytest
 import torch
 
-from pyro_vae import diagnose_command, load_run
-from pyro_vae.diagnose_command import chosen_parts, run_subject
-from pyro_vae.diagnosis.diagnose import PARTS, Settings
+from pyro_vae import diagnose_command, diagnosis_gallery, load_run
+from pyro_vae.diagnose_command import chosen_parts
+from pyro_vae.diagnosis.diagnose import PARTS, data_of
 from pyro_vae.diagnosis.record import read_diagnosis
 from pyro_vae.diagnosis.rows import Reliability
+from pyro_vae.diagnosis_tables import TITLES_OF_PARTS
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.simulation import simulate
 from pyro_vae.seeding import derive_seed
@@ -278,14 +279,14 @@ def test_a_seed_that_is_none_is_one_line(place, command):
 
 
 def test_the_worst_data_stand_whole_in_their_figure(place):
-    subject = run_subject(
-        place / "run", weights="best", device="cpu", data_root=None, allow_code=False
-    )
+    run = load_run(place / "run")
+    x = data_of(run.data.test, 20, run.device, torch.float32)
+    pair = diagnosis_gallery.Diagnosed(run.model, run.guide, x, run.facts)
     k, flagged, values = [1.0] * 20, list(range(20)), [-1.0] * 20
     reliability = Reliability(40, 40, 0.7, k, flagged, values)
-    figure = diagnose_command._reliability_figure(reliability, subject, Settings(count=20))
+    figure = diagnosis_gallery._reliability(reliability, pair)
     images = figure.axes[1:]
-    assert len(images) == diagnose_command.NUM_WORST
+    assert len(images) == diagnosis_gallery.NUM_WORST
     for axes in images:
         box = axes.get_position()
         assert min(box.x0, box.y0) >= 0
@@ -303,4 +304,4 @@ def test_parts_chosen():
 
 
 def test_every_part_has_a_title_and_its_figures_names():
-    assert set(diagnose_command.TITLES_OF_PARTS) == set(diagnose_command._FIGURES) == set(PARTS)
+    assert set(TITLES_OF_PARTS) == set(diagnose_command._FIGURES) == set(PARTS)
