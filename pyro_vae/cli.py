@@ -780,9 +780,10 @@ def _settings(file: Path | None, given: dict[str, Any]) -> Config:
 def _train(path: Path, config: Config, trainer: "Trainer", tensorboard: bool) -> None:
     """Train into the folder, with a display; say how to resume after an interruption."""
     from pyro_vae import gallery
+    from pyro_vae.evaluation_tables import POINT, POINT_NOTE, TITLES
     from pyro_vae.run_training import train_run
     from pyro_vae.runs import read_rows
-    from pyro_vae.terminal import POINT, POINT_NOTE, TITLES, TrainingDisplay, graceful_stop
+    from pyro_vae.terminal import TrainingDisplay, graceful_stop
 
     writer = _event_writer(path) if tensorboard else None
 

@@ -35,7 +35,7 @@ from pyro_vae.diagnosis.rows import (
 )
 from pyro_vae.digits import at_least, error_text, value_and_error
 from pyro_vae.evaluation.scores import Estimate
-from pyro_vae.terminal import cells
+from pyro_vae.evaluation_tables import cells
 
 SHOWN = 10  # rows of a list that may be long; figures and diagnosis.json hold all
 _LEAST_LABEL = 16  # letters that a label is folded to at most

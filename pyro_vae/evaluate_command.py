@@ -25,6 +25,13 @@ from pyro_vae.evaluation.paired import LEVEL, PairedDifference
 from pyro_vae.evaluation.per_datum_record import keep_per_datum
 from pyro_vae.evaluation.record import read_record, replace_entry, weights_hash, write_record
 from pyro_vae.evaluation_figures import bound_curve, pareto_k_over_data
+from pyro_vae.evaluation_tables import (
+    errors_note,
+    evaluation_notes,
+    evaluation_table,
+    paired_table,
+    pareto_table,
+)
 from pyro_vae.figures import save
 from pyro_vae.paired_runs import (
     EVIDENCE,
@@ -34,16 +41,7 @@ from pyro_vae.paired_runs import (
     paired_verdict,
 )
 from pyro_vae.runs import Run
-from pyro_vae.terminal import (
-    POINT_NOTE,
-    TITLES,
-    counting,
-    evaluation_table,
-    paired_table,
-    pareto_table,
-)
-
-NOTED = ("log_likelihood", "log_likelihood_adaptive", *EVIDENCE, "bits_per_dim")
+from pyro_vae.terminal import counting
 
 
 @dataclass(frozen=True)
@@ -189,40 +187,17 @@ def _following(
 
 
 def _show(console: Console, subject: Subject, evaluation: Evaluation) -> None:
-    run, estimates = subject.run, evaluation.estimates
+    run = subject.run
     split, data = evaluation.protocol["split"], run.config.data
     _say(console, f"{run.path}, {split}, {len(subject.split)} data of {data}", style="bold")
     _print(console, evaluation_table(evaluation))
-    for name in NOTED:
-        if name in estimates and estimates[name].note:
-            _say(console, f"{TITLES[name]}: {estimates[name].note}")
-    if evaluation.pareto_k is not None:
-        _say(console, _pareto_line(evaluation.pareto_k, len(subject.split)))
-        if evaluation.pareto_k["worst"]:
-            _print(console, pareto_table(evaluation.pareto_k["worst"]))
-    if estimates.keys() == {"reconstruction"}:
-        _say(console, POINT_NOTE)
-    drawn = any(estimate.standard_error is not None for estimate in estimates.values())
-    errors = "errors over draws of z and" if drawn else "error"
-    _say(console, f"± standard {errors} over data; {subject.record}")
+    for note in evaluation_notes(evaluation):
+        _say(console, note)
+    if evaluation.pareto_k is not None and evaluation.pareto_k["worst"]:
+        _print(console, pareto_table(evaluation.pareto_k["worst"]))
+    _say(console, f"{errors_note(evaluation)}; {subject.record}")
     for path in _draw(subject, evaluation):
         _say(console, str(path))
-
-
-def _pareto_line(summary: Mapping[str, Any], count: int) -> str:
-    """How many data k̂ flags, and of how many the estimate is exact."""
-    flagged, unknown, constant = (summary[name] for name in ("flagged", "unknown", "constant"))
-    parts = []
-    if flagged > unknown or unknown + constant < count:
-        parts.append(f"{flagged - unknown} of {count} data above {summary['threshold']:.2f}")
-    if unknown:
-        parts.append(f"not known of {unknown} of {count} data")
-    if constant:
-        parts.append(
-            f"{constant} of {count} data exact, all weights being equal: q(z|x) is the posterior"
-        )
-    worst = ", the worst:" if summary["worst"] else ""
-    return f"k̂, from {summary['pilot_samples']} draws of its own: {'; '.join(parts)}{worst}"
 
 
 def _draw(subject: Subject, evaluation: Evaluation) -> list[Path]:

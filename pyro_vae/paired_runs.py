@@ -25,8 +25,8 @@ from pyro_vae.evaluation.paired import (
     paired_difference,
 )
 from pyro_vae.evaluation.scores import PerDatum
+from pyro_vae.evaluation_tables import TITLES
 from pyro_vae.protocols import Facts
-from pyro_vae.terminal import TITLES
 
 # The estimates of log p(x), the most trusted first.
 EVIDENCE = ("log_evidence", "log_evidence_quadrature", "log_evidence_ais")

@@ -8,9 +8,9 @@ from rich.text import Text
 
 from pyro_vae.comparability import describe
 from pyro_vae.digits import at_least, digits_of, error_text
+from pyro_vae.evaluation_tables import POINT, cells
 from pyro_vae.sweep.plan import FACTORS
 from pyro_vae.sweep.results import LEVEL, ConfigurationResult, Pair, Result, Results, Summary
-from pyro_vae.terminal import POINT, cells
 
 _LABEL_WIDTH = 20  # of a configuration in a table, at least
 _SCORE_COLUMNS = 7  # up to bits/dim

@@ -1,11 +1,8 @@
-"""What a person sees while a command runs: progress, tables, and a Ctrl-C that waits its turn."""
+"""What a person sees while a command runs: its progress, and a Ctrl-C that waits its turn."""
 
 __all__ = [
     "TrainingDisplay",
     "objective_name",
-    "evaluation_table",
-    "pareto_table",
-    "paired_table",
     "counting",
     "graceful_stop",
 ]
@@ -16,12 +13,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 from pyro.infer import ELBO
-from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -33,34 +29,16 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from pyro_vae.components import PACKAGES
-from pyro_vae.digits import at_least, digits_of, error_text
-from pyro_vae.evaluation.paired import PairedDifference
-from pyro_vae.evaluation.scores import Estimate, Evaluation
+from pyro_vae.evaluation_tables import POINT, TITLES
 from pyro_vae.training import Trainer
 
 LINE_INTERVAL = 2.0  # seconds between plain lines
 REFRESH_INTERVAL = 0.1  # seconds between updates of the bar
 PATIENCE = 3.0  # seconds of compiling before a plain line says so
 COMPILING = "compiling the step"
-
-TITLES = {
-    "elbo": "ELBO",
-    "log_joint": "log p(x, z(x))",
-    "reconstruction": "  E_q log p(x|z)",
-    "kl": "  KL(q(z|x) ‖ p(z))",
-    "log_likelihood": "log p(x)",
-    "log_likelihood_adaptive": "log p(x), adaptive",
-    "log_evidence": "log p(x), exact",
-    "log_evidence_quadrature": "log p(x), quadrature",
-    "log_evidence_ais": "log p(x), AIS",
-    "bits_per_dim": "bits/dim",
-}
-POINT = "log p(x|z(x))"  # the reconstruction of a guide that is a point
-POINT_NOTE = f"the guide is a point: no ELBO and no likelihood, only a reconstruction, {POINT}"
 
 
 class TrainingDisplay:
@@ -188,84 +166,6 @@ def objective_name(objective: ELBO) -> str:
     """What the command line calls an objective; one from a user's file has its class's name."""
     package, _, name = type(objective).__module__.rpartition(".")
     return name if package == PACKAGES["objective"] else type(objective).__name__
-
-
-def evaluation_table(evaluation: Evaluation) -> Table:
-    """Lay an evaluation out: each value with its errors apart."""
-    table = _table()
-    table.add_column("", no_wrap=True)
-    headings = ["estimate", "± draws", "± data", "bias"]
-    only_a_point = evaluation.estimates.keys() == {"reconstruction"}
-    shown = [0, 2] if only_a_point else [0, 1, 2, 3]
-    for i in shown:
-        table.add_column(headings[i], justify="right", no_wrap=True)
-    table.add_column("unit", no_wrap=True)
-    for name, estimate in evaluation.estimates.items():
-        is_point = name == "reconstruction" and not is_bound(evaluation.estimates)
-        title = POINT if is_point else TITLES.get(name, name)
-        if name == "log_likelihood":
-            title += f", IWAE-{evaluation.protocol['num_samples']}"
-        texts = cells(estimate)
-        table.add_row(title, *(texts[i] for i in shown), estimate.unit)
-    return table
-
-
-def pareto_table(worst: Sequence[Mapping[str, Any]]) -> Table:
-    """Lay out the data of the largest k̂: where they are, and what IWAE makes of them."""
-    table = _table()
-    for heading in ("datum", "k̂", "log p(x)"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in worst:
-        table.add_row(str(row["position"]), f"{row['pareto_k']:.2f}", f"{row['log_px']:.2f}")
-    return table
-
-
-def paired_table(differences: Mapping[str, PairedDifference], num_samples: int) -> Table:
-    """Lay out log p_A(x) − log p_B(x) by each method, its biases and flagged data below it."""
-    table = _table()
-    table.add_column("nats/datum", no_wrap=True)
-    for heading in ("A", "B", "A − B", "± draws", "± data"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, each in differences.items():
-        title = TITLES[name] + (f", IWAE-{num_samples}" if name == "log_likelihood" else "")
-        errors = [each.standard_error, each.data_standard_error]
-        digits = digits_of(errors)
-        means = [f"{value:.{digits}f}" for value in (each.first, each.second, each.difference)]
-        over_draws, over_data = (error_text(error, digits) for error in errors)
-        if each.is_exact:
-            over_draws = "–"
-        elif each.understated and not each.is_same:
-            over_draws = at_least(over_draws)
-        table.add_row(title, *means, over_draws, over_data)
-        if each.is_exact:
-            continue
-        biases = [error_text(b, digits) for b in (each.first_bias, each.second_bias, each.bias)]
-        if each.understated:
-            limits = [at_least(text, "≤") for text in biases[:2]]
-            biases = [*limits, biases[2] if each.is_same else "–"]  # of two limits, none
-        table.add_row("  its bias", *biases, "", "")
-        table.add_row("  flagged", str(each.first_flagged), str(each.second_flagged), "", "", "")
-    return table
-
-
-def _table() -> Table:
-    return Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-
-
-def is_bound(estimates: Mapping[str, Estimate]) -> bool:
-    """Whether the scores are those of draws of z; a point has a reconstruction alone."""
-    return "elbo" in estimates
-
-
-def cells(estimate: Estimate) -> list[str]:
-    """Value, ± draws, ± data, bias; ≥ and ≤ mark lower limits of errors."""
-    errors = [estimate.standard_error, estimate.data_standard_error, estimate.bias]
-    digits = digits_of(errors[:2])
-    texts = [f"{estimate.value:.{digits}f}", *(error_text(error, digits) for error in errors)]
-    if estimate.understated:
-        texts[1] = at_least(texts[1])
-        texts[3] = at_least(texts[3], "≤" if (estimate.bias or 0) < 0 else "≥")
-    return texts
 
 
 @contextlib.contextmanager
