@@ -53,7 +53,7 @@ def bound_curve(
         InputError: no point has an error.
     """
     sizes = np.asarray(curve.num_samples, dtype=float)
-    means = as_numpy(curve.mean)
+    means = np.array(as_numpy(curve.mean), dtype=float)
     errors = np.array(as_numpy(curve.mean_standard_error), dtype=float)
     if last_error is not None:
         errors[-1] = last_error
