@@ -2,7 +2,7 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help demo test slow lint clean
+.PHONY: help demo test slow notebooks lint clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -16,6 +16,9 @@ test: lint  ## Run ruff, mypy, the tests and the doctests (ARGS="-x -k prior" go
 
 slow: .venv/installed  ## Run the tests that take minutes
 	@.venv/bin/python -m pytest -m slow $(ARGS)
+
+notebooks: .venv/installed  ## Execute the notebooks in full and keep their outputs
+	@.venv/bin/python notebooks/execute.py
 
 lint: .venv/installed  ## Run ruff and mypy
 	@.venv/bin/python -m ruff check

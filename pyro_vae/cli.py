@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 FIRST, MORE = "First", "More"  # panels of the help
 ORDER = (
     "demo", "train", "evaluate", "sample",
-    "sweep", "compare", "diagnose", "reconstruct", "traverse", "interpolate", "embed", "list",
+    "sweep", "compare", "diagnose", "reconstruct", "traverse", "interpolate", "embed", "report",
+    "list",
 )  # fmt: skip
 
 
@@ -699,6 +700,49 @@ def embed(
         _say(gallery.draw_manifold(loaded[0]))
 
 
+@app.command(rich_help_panel=MORE)
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    complete: Annotated[
+        bool,
+        typer.Option("--complete", help="First score, compare and diagnose what is not yet."),
+    ] = False,
+    split: SplitOption = "test",
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    data_root: DataRootOption = None,
+    allow_code: AllowCodeOption = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The page; else RUN/report.html, of several beside them."),
+    ] = None,
+) -> None:
+    """One page to send: what was trained, scores, pictures.
+
+    [bold]pyro-vae report runs/a runs/b --out report.html[/]
+
+    Self-contained, to be opened without a network. Several runs stand side by side, with the
+    difference of each two over the same data. Holds the scores, the comparison and the diagnosis
+    that are in the run folders, draws the rest, and lets the latents be explored.
+    """
+    from pyro_vae.report import write_report
+    from pyro_vae.report_command import complete_run, default_place
+    from pyro_vae.runs import load_run
+    from pyro_vae.terminal import counting
+
+    loaded = [
+        load_run(path, allow_code=allow_code, device=device, data_root=data_root) for path in runs
+    ]
+    if complete:
+        for run in loaded:
+            complete_run(console, run, seed, allow_code=allow_code)
+    with counting(console, "report, parts") as on_topic:
+        path = write_report(
+            loaded, out or default_place(runs), split=split, seed=seed, on_topic=on_topic
+        )
+    _say(path)
+
+
 @app.command("list", rich_help_panel=MORE)
 def list_command(
     kind: Annotated[
@@ -732,12 +776,13 @@ def demo(
     num_samples: Annotated[int, typer.Option("--num-samples", "-K", min=1)] = 5000,
     seed: SeedOption = 0,
 ) -> None:
-    """Train on handwritten digits, score, draw: a minute.
+    """Train on handwritten digits, score, draw, report: a minute.
 
-    Two runs: eight latents to be scored, two latents to be seen as a map.
+    Two runs: eight latents to be scored, two latents to be seen as a map; and a page of both.
     """
     from pyro_vae import gallery
     from pyro_vae.evaluate_command import Options, evaluate_run
+    from pyro_vae.report import write_report
     from pyro_vae.run_training import start_run
     from pyro_vae.runs import load_run
 
@@ -748,6 +793,7 @@ def demo(
         seed=seed, device="cpu", engine="eager",
     )  # fmt: skip
     pictures: list[Path] = []
+    runs = []
     for dims in (8, 2):
         path = folder / f"latent-{dims}"
         console.print(f"\nA VAE of {dims} latents on handwritten digits, {path}", style="bold")
@@ -756,9 +802,12 @@ def demo(
         run = load_run(path)
         evaluate_run(console, run, Options(num_samples=num_samples, seed=seed))
         pictures += [path / "figures" / "training.png", *gallery.draw_all(run, seed=seed)]
+        runs.append(run)
     console.print("\nThe pictures:")
     for picture in pictures:
         console.print(f"  {picture}", soft_wrap=True)
+    console.print("\nAll of it in a page, the latents to be explored:")
+    console.print(f"  {write_report(runs, folder / 'report.html', seed=seed)}", soft_wrap=True)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
