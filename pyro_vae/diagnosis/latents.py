@@ -150,6 +150,8 @@ class _Draws:
     """The same a dimension, ``[N, D]``, in closed form or over the draws."""
     layers: dict[str, Tensor]
     """Of several latents each one's log q − log p, ``[S, N]``."""
+    summed: bool
+    """Whether the model sums a discrete latent out, so that its densities are of all at once."""
 
 
 def _run(guide: Program, x: Tensor, num: int, seed: int) -> Execution:
@@ -182,7 +184,9 @@ def _terms(p: Execution, q: Execution) -> _Draws:
         fns, value = (q.latent[name]["fn"], p.latent[name]["fn"]), q.values[name]
         rate, per_dim = _closed_rate(*fns), _per_dim(*fns, value)
     layers = {n: log_q[n] - log_p[n].double() for n in p.latent} if plain and len(log_q) > 1 else {}
-    return _Draws(q.values, log_likelihood.double(), log_ratio, rate, per_dim, layers)
+    return _Draws(
+        q.values, log_likelihood.double(), log_ratio, rate, per_dim, layers, summed=not plain
+    )
 
 
 def _joined(parts: list[_Draws]) -> _Draws:
@@ -194,6 +198,7 @@ def _joined(parts: list[_Draws]) -> _Draws:
         rate=_cat([part.rate for part in parts]),
         per_dim=_cat([part.per_dim for part in parts]),
         layers={name: torch.cat([part.layers[name] for part in parts], 1) for name in first.layers},
+        summed=first.summed,
     )
 
 
@@ -321,7 +326,10 @@ def _summary(
         notes.append(f"rate by latent, each given what it hangs on: {told}")
     kl, errors = _kl_per_dim(draws, ordered)
     if kl is None:
-        notes.append("KL per dimension: q and the prior are not both products over dimensions")
+        reason = "q and the prior are not both products over dimensions"
+        if draws.summed:
+            reason = "the model sums a discrete latent out"
+        notes.append(f"KL per dimension: {reason}")
     sizes = {name: value[0, 0].numel() for name, value in draws.values.items()}
     # The model's first latent hangs on no other: E KL(q ‖ p) of it is that of a fixed p.
     unused = next(

@@ -571,3 +571,21 @@ def test_a_value_in_a_sentence_has_the_digits_of_its_error(errors, told):
 def test_the_number_of_data_is_not_repeated_in_a_note(bits):
     use = latent_use(*components(), bits)
     assert not any(note.startswith("over ") for note in use.notes)
+
+
+def test_a_latent_that_is_summed_out_leaves_no_kl_a_dimension():
+    """Its densities are of all latents at once, whether or not q and p(z) are products."""
+
+    def model(x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            k = pyro.sample("k", dist.Categorical(x.new_ones(3)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(z + k[..., None], 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", dist.Normal(x / 2, 0.7).to_event(1))
+
+    use = latent_use(model, guide, torch.randn(20, 2))
+    assert not use.kl_per_dim
+    assert "KL per dimension: the model sums a discrete latent out" in use.notes
