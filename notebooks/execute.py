@@ -41,6 +41,7 @@ def execute(path: Path, *, short: bool = False, timeout: float = 1800.0) -> Any:
             ran,
             timeout=timeout,
             kernel_name="python3",
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
             coalesce_streams=True,
             resources={"metadata": {"path": folder}},
         )

@@ -835,6 +835,34 @@ DEFECTS = [
         "if tensor.shape != shape:",
         "tests/test_compiled_svi.py::test_a_parameter_of_another_dtype_or_shape_is_seen",
     ),
+    Defect(
+        "each of several intervals at 95 %",
+        "pyro_vae/paired_runs.py",
+        "level = 1 - (1 - LEVEL) / num_pairs",
+        "level = LEVEL",
+        "tests/test_paired_runs.py::test_the_interval_is_bonferronis",
+    ),
+    Defect(
+        "scores of other weights in a report",
+        "pyro_vae/report/subject.py",
+        'if entry.get("weights_hash") == self.weights_hash',
+        'if entry.get("weights_hash")',
+        "tests/report/test_report.py::test_scores_of_other_weights_are_left_out",
+    ),
+    Defect(
+        "a record that names a file elsewhere",
+        "pyro_vae/evaluation/per_datum_record.py",
+        "if not isinstance(name, str) or Path(name).name != name:",
+        "if not isinstance(name, str):",
+        "tests/evaluation/test_per_datum_record.py::test_no_file_outside_is_read",
+    ),
+    Defect(
+        "a cell of a report's table not escaped",
+        "pyro_vae/report/markup.py",
+        'Markup("<td{}>{}</td>").format(_side(column), cell)',
+        'Markup("<td{}>{}</td>").format(_side(column), Markup(cell))',
+        "tests/report/test_markup.py::test_a_table_has_the_cells_of_the_terminals",
+    ),
 ]
 
 

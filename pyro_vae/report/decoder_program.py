@@ -18,6 +18,7 @@ from scipy.special import erf, expit  # type: ignore[import-untyped]
 from torch import Tensor, fx
 
 from pyro_vae.generation import moments
+from pyro_vae.seeding import forked
 
 Array = NDArray[Any]
 Program = dict[str, Any]
@@ -97,8 +98,9 @@ def decoder_program(
         if mean is None or scale is None:
             mean, scale = moments(model.prior(), seed)
         z = _probes(mean, scale, seed)
-        program = _Exporter(_trace(model, z[0])).program
-        _check(program, model, z[1:])
+        with forked():  # a decoder that draws is run before it is refused
+            program = _Exporter(_trace(model, z[0])).program
+            _check(program, model, z[1:])
     except Exception:  # whatever a decoder of anybody's raises under the tracer: a grid serves
         return None
     return program

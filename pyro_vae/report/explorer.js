@@ -18,6 +18,8 @@
     return element;
   }
 
+  const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+
   const subscript = (dim) => String(dim).replace(/\d/g, (digit) => "₀₁₂₃₄₅₆₇₈₉"[digit]);
   const named = (dim) => `z${subscript(dim)}`;
   const listed = (dims) => dims.map(named).join(", ");
@@ -26,8 +28,7 @@
   // As many decimals as tell hundredths of the largest scale apart.
   function written(value, data) {
     const digits = 2 - Math.floor(Math.log10(Math.max(...data.scale)) + 0.3);
-    const decimals = Math.min(Math.max(digits, 0), 8);
-    return signed(value.toFixed(decimals).replace(/^-(0\.?0*)$/, "$1"));
+    return signed(value.toFixed(clamp(digits, 0, 8)).replace(/^-(0\.?0*)$/, "$1"));
   }
 
   // To hundredths, or three digits where that is more.
@@ -46,7 +47,7 @@
     if (data.program) return [...z];
     const { dims, low, high } = data.grid;
     const inside = [...data.mean];
-    dims.forEach((dim, i) => { inside[dim] = Math.min(Math.max(z[dim], low[i]), high[i]); });
+    dims.forEach((dim, i) => { inside[dim] = clamp(z[dim], low[i], high[i]); });
     return inside;
   }
 
@@ -57,8 +58,6 @@
 
   const colour = (element, name) =>
     getComputedStyle(element).getPropertyValue(`--explorer-${name}`).trim();
-
-  // ---- pictures ---------------------------------------------------------------------------
 
   // Channels, height and width of an image; a vector has none.
   function imageShape(shape) {
@@ -101,7 +100,7 @@
     for (const { numbers, stroke } of lines) {
       const place = (value, i) => [
         margin + ((width - 2 * margin) * (i + 0.5)) / numbers.length,
-        margin + (height - 2 * margin) * (1 - Math.min(Math.max((value - low) / (high - low), 0), 1)),
+        margin + (height - 2 * margin) * (1 - clamp((value - low) / (high - low), 0, 1)),
       ];
       context.strokeStyle = context.fillStyle = stroke;
       context.beginPath();
@@ -121,8 +120,6 @@
     canvas.style.width = `${scale * width}px`;
   }
 
-  // ---- the decoded image, and a datum beside it ---------------------------------------------
-
   function makeView(data, x, section) {
     const shape = imageShape(data.event_shape);
     const image = make("canvas", "explorer-image", { role: "img", ariaLabel: "decoded, E[x|z]" });
@@ -137,7 +134,7 @@
     function show(numbers, datum) {
       last = [numbers, datum];
       const label = datum !== null && data.data.labels ? `, label ${data.data.labels[datum]}` : "";
-      const name = datum === null ? "choose a datum below to compare" : `datum ${datum + 1}${label}`;
+      const name = datum === null ? "choose a datum below" : `datum ${datum + 1}${label}`;
       said.textContent = name;
       beside.ariaLabel = name;
       second.classList.toggle("explorer-empty", datum === null);
@@ -167,8 +164,6 @@
 
     return { element, show, resize };
   }
-
-  // ---- sliders ------------------------------------------------------------------------------
 
   function makeSliders(data, change) {
     const rows = dimsToMove(data).map((dim) => makeSlider(data, dim, change));
@@ -203,8 +198,6 @@
     return { element, show };
   }
 
-  // ---- the map --------------------------------------------------------------------------------
-
   function makeMap(data, section, current, moveTo) {
     const canvas = make("canvas", "explorer-map", { tabIndex: 0 });
     canvas.setAttribute("role", "application");
@@ -222,12 +215,10 @@
       box.left + (box.side * (point[0] - across[0])) / (across[1] - across[0]),
       box.top + box.side * (1 - (point[1] - upward[0]) / (upward[1] - upward[0])),
     ];
-    const within = (part) => Math.min(Math.max(part, 0), 1);
-
     function follow(event) {
       const edge = canvas.getBoundingClientRect();
-      const right = within((event.clientX - edge.left - box.left) / box.side);
-      const up = 1 - within((event.clientY - edge.top - box.top) / box.side);
+      const right = clamp((event.clientX - edge.left - box.left) / box.side, 0, 1);
+      const up = 1 - clamp((event.clientY - edge.top - box.top) / box.side, 0, 1);
       moveTo([
         across[0] + right * (across[1] - across[0]), upward[0] + up * (upward[1] - upward[0]),
       ]);
@@ -250,7 +241,7 @@
       const far = (event.shiftKey ? 5 : 1) / MAP_STEPS;
       const z = current(); // keys come faster than frames
       const moved = (value, [low, high], by) =>
-        Math.min(Math.max(value + by * far * (high - low), low), high);
+        clamp(value + by * far * (high - low), low, high);
       moveTo(event.key === "Home" ? data.mean
         : [moved(z[0], across, right), moved(z[1], upward, up)]);
     }
@@ -307,7 +298,7 @@
     }
 
     function paintPoints(context) {
-      const radius = Math.min(Math.max(60 / Math.sqrt(points.length / 2), 1.4), 3);
+      const radius = clamp(60 / Math.sqrt(points.length / 2), 1.4, 3);
       context.globalAlpha = 0.75;
       for (let i = 0; i < points.length / 2; i++) {
         const group = data.map.classes?.[data.map.index[i]];
@@ -333,12 +324,12 @@
 
     function paintMarker(context) {
       const { left, top, side } = box, [x, y] = toPlace(z);
-      const [cx, cy] = [left + side * within((x - left) / side), top + side * within((y - top) / side)];
+      const centre = [clamp(x, left, left + side), clamp(y, top, top + side)];
       for (const [name, width] of [["paper", 5], ["ink", 2]]) {
         context.strokeStyle = colour(section, name);
         context.lineWidth = width;
         context.beginPath();
-        context.arc(cx, cy, 7, 0, 2 * Math.PI);
+        context.arc(...centre, 7, 0, 2 * Math.PI);
         context.stroke();
       }
     }
@@ -382,8 +373,6 @@
     const title = classes ? [make("li", "", {}, "label")] : [];
     return make("ul", "explorer-legend", {}, ...title, ...items);
   }
-
-  // ---- data, buttons, notes ---------------------------------------------------------------------
 
   function makeData(data, x, section, choose) {
     const shape = imageShape(data.event_shape), { labels } = data.data;
@@ -433,17 +422,16 @@
     const why = data.span > 3 ? ", as far as 99 % of the data lie" : "";
     said.push(`Latents go to ±${data.span} ${from}${why}.`);
     if (data.quantiles) said.push("p(z) has no finite variance: a scale is half its central 68 %.");
-    if (!data.map) said.push("Activity is the variance over data of E[z|x]; near 0 a latent is unused.");
-    if (!data.map && !data.normal) {
-      said.push("p(z) is no such normal, so that a random z here is not a draw of it.");
+    if (!data.map) {
+      said.push("Activity is the variance over data of E[z|x]; near 0 a latent is unused.");
+      const honest = "p(z) is no such normal, so that a random z here is not a draw of it.";
+      if (!data.normal) said.push(honest);
     }
     const [low, high] = data.display.map(brief);
     said.push(data.event_shape.length > 1
       ? `Black is ${low}, white ${high}.` : `Frames span ${low} to ${high}.`);
     return said.join(" ");
   }
-
-  // ---- all together -------------------------------------------------------------------------------
 
   function rowsOf({ shape: [count, size] }, numbers) {
     return Array.from({ length: count }, (_, i) => numbers.slice(i * size, (i + 1) * size));

@@ -216,7 +216,9 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_decoder_that_is_no_program_is_refused(name):
     model = Model(REFUSED[name])
+    state = torch.get_rng_state()
     assert decoder_program(model) is None
+    assert torch.equal(state, torch.get_rng_state())
     assert decoder_program(Model(lambda z: 2 * z)) is not None
 
 

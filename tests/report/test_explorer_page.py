@@ -265,6 +265,19 @@ def test_arrow_keys_move_over_the_map(opened, small_run):
     assert shown(page)["z"] == pytest.approx([data["span"], 0])
 
 
+def test_a_map_of_a_grid(opened, small_run):
+    run = small_run(**{**CONV, "latent_dim": 2})
+    data, page = opened(run)
+    assert data["grid"]["shape"] == [33, 33]
+    page.locator(".explorer-map").focus()
+    for key in ("Home", "ArrowRight", "Shift+ArrowUp", "Shift+ArrowUp", "Shift+ArrowUp"):
+        page.keyboard.press(key)
+    state = shown(page)
+    assert state["z"] == pytest.approx([data["span"] / 30, data["span"] / 2])
+    page.keyboard.press("ArrowLeft")  # (0, span/2) is a node
+    assert_shows_what_the_model_decodes(run, data, page)
+
+
 def test_a_finger_moves_over_the_map(opened, new_page, small_run):
     run = small_run()
     page = new_page(width=360, height=500, has_touch=True, is_mobile=True)

@@ -53,11 +53,13 @@ def test_a_table_has_the_cells_of_the_terminals():
     table.add_column("± data", justify="right")
     table.add_row("<script>alert(1)</script>", "0.0310")
     table.add_row(Text("iwae(num_\nparticles=5)"), Text("≥1.20", style="bold"))
+    table.add_row("a", "<img src=x>")
     html = table_html(table)
     assert read(html) == [
-        ["", "± data"], ["<script>alert(1)</script>", "0.0310"], ["iwae(num_particles=5)", "≥1.20"]
+        ["", "± data"], ["<script>alert(1)</script>", "0.0310"], ["iwae(num_particles=5)", "≥1.20"],
+        ["a", "<img src=x>"],
     ]  # fmt: skip
-    assert html.count('class="right"') == 3
+    assert html.count('class="right"') == 4
     assert "<b>" not in html
 
 
