@@ -863,6 +863,48 @@ DEFECTS = [
         'Markup("<td{}>{}</td>").format(_side(column), Markup(cell))',
         "tests/report/test_markup.py::test_a_table_has_the_cells_of_the_terminals",
     ),
+    Defect(
+        "an offset dropped where the page's decoder indexes",
+        "pyro_vae/report/decoder.js",
+        "indices(node.shape, node.strides, node.offset)",
+        "indices(node.shape, node.strides)",
+        "tests/report/test_decoder_program.py::test_every_likelihood",
+    ),
+    Defect(
+        "a grid's neighbours weighted the wrong way round",
+        "pyro_vae/report/decoder.js",
+        "weight *= up ? part : 1 - part;",
+        "weight *= up ? 1 - part : part;",
+        "tests/report/test_decoder_grid.py::test_between_nodes_it_is_interpolated",
+    ),
+    Defect(
+        "a decoder's program checked where it was traced",
+        "pyro_vae/report/decoder_program.py",
+        "_check(program, model, z[1:])",
+        "_check(program, model, z[:1])",
+        "tests/report/test_decoder_program.py::test_a_decoder_that_is_no_program_is_refused",
+    ),
+    Defect(
+        "a grid rounded down",
+        "pyro_vae/report/decoder_grid.py",
+        "np.rint(",
+        "np.floor(",
+        "tests/report/test_decoder_grid.py::test_a_node_is_the_decoders_own_to_half_a_level",
+    ),
+    Defect(
+        "a grid decoded back to front",
+        "pyro_vae/report/decoder_grid.py",
+        "z[:, dims] = points",
+        "z[:, dims] = points.flip(0)",
+        "tests/report/test_decoder_grid.py::test_a_node_is_the_decoders_own_to_half_a_level",
+    ),
+    Defect(
+        "the least active latents first",
+        "pyro_vae/report/explorer.py",
+        "activity.argsort(descending=True",
+        "activity.argsort(descending=False",
+        "tests/report/test_explorer.py::test_two_latents_have_a_map",
+    ),
 ]
 
 

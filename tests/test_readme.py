@@ -51,8 +51,10 @@ def quick(words: list[str]) -> list[str]:
 
 def test_the_commands_are_found():
     names = {words[0] for page in PAGES for words in commands(page)}
-    assert names == {"demo", "train", "evaluate", "compare", "diagnose", "sweep", "sample",
-                     "reconstruct", "traverse", "interpolate", "embed", "report", "list"}  # fmt: skip
+    assert names == {
+        "demo", "train", "evaluate", "compare", "diagnose", "sweep", "sample",
+        "reconstruct", "traverse", "interpolate", "embed", "report", "list",
+    }  # fmt: skip
     words = ["embed", "--compare", "runs/autoencoder", "runs/kl", "runs/vae"]
     assert words in commands("docs/guide.md")
 
