@@ -8,7 +8,7 @@ ARGS ?=
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /make \1 - /'
 
-demo: .venv/installed  ## Train a VAE on handwritten digits, evaluate it, draw it (ARGS="--seed 1" adds options)
+demo: .venv/installed  ## Train two VAEs on handwritten digits, evaluate and draw them, write a page (ARGS="--seed 1" adds options)
 	@.venv/bin/pyro-vae demo $(ARGS)
 
 test: lint  ## Run ruff, mypy, the tests and the doctests (ARGS="-x -k prior" goes to pytest)

@@ -23,8 +23,10 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Write a file whole or not at all: a temporary beside it, synced, then renamed.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or something that is no file stands there.
     """
+    if path.exists() and not path.is_file():  # renaming would destroy a device
+        raise InputError(f"cannot write '{path}': it is there and no regular file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

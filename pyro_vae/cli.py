@@ -705,7 +705,9 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
     complete: Annotated[
         bool,
-        typer.Option("--complete", help="First score, compare and diagnose what is not yet."),
+        typer.Option(
+            "--complete", help="First score, compare and diagnose what is not yet; minutes."
+        ),
     ] = False,
     split: SplitOption = "test",
     seed: SeedOption = 0,
@@ -725,7 +727,7 @@ def report(
     difference of each two over the same data. Holds the scores, the comparison and the diagnosis
     that are in the run folders, draws the rest, and lets the latents be explored.
     """
-    from pyro_vae.report import write_report
+    from pyro_vae.report import check_place, subjects_of, write_report
     from pyro_vae.report_command import complete_run, default_place
     from pyro_vae.runs import load_run
     from pyro_vae.terminal import counting
@@ -733,14 +735,15 @@ def report(
     loaded = [
         load_run(path, allow_code=allow_code, device=device, data_root=data_root) for path in runs
     ]
-    if complete:
-        for run in loaded:
+    place = out or default_place(runs)
+    check_place(place)
+    subjects_of(loaded)
+    for run in loaded:
+        run.data.split(split)
+        if complete:
             complete_run(console, run, seed, allow_code=allow_code)
     with counting(console, "report, parts") as on_topic:
-        path = write_report(
-            loaded, out or default_place(runs), split=split, seed=seed, on_topic=on_topic
-        )
-    _say(path)
+        _say(write_report(loaded, place, split=split, seed=seed, on_topic=on_topic))
 
 
 @app.command("list", rich_help_panel=MORE)
@@ -774,15 +777,19 @@ def demo(
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs at most.")] = 300,
     num_samples: Annotated[int, typer.Option("--num-samples", "-K", min=1)] = 5000,
+    diagnose: Annotated[
+        bool, typer.Option(help="Compare estimators and diagnose, for the page.")
+    ] = True,
     seed: SeedOption = 0,
 ) -> None:
-    """Train on handwritten digits, score, draw, report: a minute.
+    """Train on handwritten digits, score, draw, report: a minute or two.
 
     Two runs: eight latents to be scored, two latents to be seen as a map; and a page of both.
     """
     from pyro_vae import gallery
     from pyro_vae.evaluate_command import Options, evaluate_run
     from pyro_vae.report import write_report
+    from pyro_vae.report_command import complete_run
     from pyro_vae.run_training import start_run
     from pyro_vae.runs import load_run
 
@@ -802,6 +809,9 @@ def demo(
         run = load_run(path)
         evaluate_run(console, run, Options(num_samples=num_samples, seed=seed))
         pictures += [path / "figures" / "training.png", *gallery.draw_all(run, seed=seed)]
+        if diagnose:
+            console.print("comparing estimators and diagnosing, for the page …")
+            complete_run(Console(quiet=True), run, seed, quick=True)
         runs.append(run)
     console.print("\nThe pictures:")
     for picture in pictures:

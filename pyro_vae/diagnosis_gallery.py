@@ -52,7 +52,9 @@ def _reliability(reliability: Reliability, pair: Diagnosed) -> Figure | None:
     """k̂ over data with the worst images, where any is known."""
     if not any(map(math.isfinite, reliability.pareto_k)):
         return None
-    worst = [i for i in reliability.flagged if math.isfinite(reliability.pareto_k[i])][:NUM_WORST]
+    k = reliability.pareto_k
+    there = range(min(len(k), len(pair.x)))  # the data may be fewer than they were
+    worst = [i for i in reliability.flagged if i in there and math.isfinite(k[i])][:NUM_WORST]
     images = pair.x[worst].cpu()
     facts = pair.facts
     levels = not (facts.measure == "counts" or facts.is_real)

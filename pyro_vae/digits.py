@@ -23,7 +23,7 @@ def at_least(text: str, mark: str = "≥") -> str:
 
 def digits_of(errors: Sequence[float | None]) -> int:
     """Digits down to the second of the smallest error; one below 1/1000 of another is as none."""
-    known = [abs(error) for error in errors if error]
+    known = [abs(error) for error in errors if error and math.isfinite(error)]
     known = [error for error in known if error >= 1e-3 * max(known)]
     return min(6, max(2, 1 - math.floor(math.log10(min(known))))) if known else 4
 

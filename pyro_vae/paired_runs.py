@@ -113,8 +113,9 @@ def paired_verdict(
     name = next(iter(differences))
     found = differences[name]
     title = f"IWAE-{num_samples}" if name == "log_likelihood" else TITLES[name]
-    lines = [f"{title}: {_conclusion(found, num_pairs)}"]
-    if found.may_be_the_guides and name not in EVIDENCE:
+    of_guides = found.may_be_the_guides and name not in EVIDENCE
+    lines = [f"{title}: {_conclusion(found, num_pairs, of_guides)}"]
+    if of_guides:
         lines.append(_guides(found, adaptive))
     for side, shift in zip("AB", shifts, strict=True):
         if shift:
@@ -123,10 +124,12 @@ def paired_verdict(
                 f"log P(level), so that {side} may lie higher"
             )
     if not any(each.is_exact or each.is_same for each in differences.values()):
-        limit = "lower limits themselves, hence ≥" if found.understated else "an upper limit"
+        limit = "an upper limit, however their draws are correlated"
+        if found.understated:
+            limit = "≥, because they are lower limits"
         lines.append(
-            f"± draws adds the errors of A and B, which share the noise of seed {seed}, "
-            f"whatever correlates them ({limit}); ± data contains what the draws add"
+            f"± draws is the sum of the errors of A and B, which share the noise of seed {seed}: "
+            f"{limit}; ± data contains what the draws add"
         )
     lines.append(
         "This compares two trained networks; of two priors or architectures it says nothing: "
@@ -140,7 +143,7 @@ def _jacobian(facts: Facts) -> float:
     return -facts.num_dims * math.log(facts.num_levels or 1) if facts.dequantized else 0.0
 
 
-def _conclusion(found: PairedDifference, num_pairs: int) -> str:
+def _conclusion(found: PairedDifference, num_pairs: int, of_guides: bool) -> str:
     if found.is_same:
         return "A and B agree on every datum to the last bit"
     if found.low is None or found.high is None:
@@ -151,7 +154,13 @@ def _conclusion(found: PairedDifference, num_pairs: int) -> str:
         interval += f" of {num_pairs} pairs together"
     if found.winner == "unresolved":
         return f"unresolved, A − B is {interval}"
-    return f"{'A' if found.winner == 'first' else 'B'} is higher, A − B is {interval}"
+    winner = "A" if found.winner == "first" else "B"
+    higher = (
+        f"the estimate of {winner} is higher, log p(x) need not be"
+        if of_guides
+        else (f"{winner} is higher")
+    )
+    return f"{higher}; A − B is {interval}"
 
 
 def _guides(found: PairedDifference, adaptive: bool) -> str:
@@ -166,7 +175,7 @@ def _guides(found: PairedDifference, adaptive: bool) -> str:
         reasons.append("its bias is as large")
     if flagged:
         reasons.append(f"{flagged} of its {found.count} data are flagged")
-    hint = "" if adaptive or not flagged else "; see --adaptive"
+    hint = "" if adaptive or not flagged or bias is None else "; see --adaptive"
     return (
         f"It may be a difference of the guides: the estimate of {lower} may miss as much of "
         f"log p(x) as A and B differ by ({' and '.join(reasons)}){hint}"

@@ -3,7 +3,7 @@
 __all__ = ["complete_run", "default_place"]
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,23 @@ from pyro_vae.diagnose_command import run_subject as diagnosed
 from pyro_vae.diagnosis.diagnose import PARTS
 from pyro_vae.evaluate_command import Options as Evaluating
 from pyro_vae.evaluate_command import evaluate_run
+from pyro_vae.evaluation.record import Entry
 from pyro_vae.report.subject import Subject
 from pyro_vae.runs import Run
 
 PARTICLES = (1, 8, 64)
+QUICK_PARTS = ("gap", "latents", "checks", "space")
+QUICK_REPEATS = 30
+QUICK = {"gap_count": 8, "num_chains": 8, "num_temperatures": 60}
 
 
-def complete_run(console: Console, run: Run, seed: int, *, allow_code: bool = False) -> None:
+def complete_run(
+    console: Console, run: Run, seed: int, *, allow_code: bool = False, quick: bool = False
+) -> None:
     """Score, compare and diagnose a run, by each command's defaults, where it is not done yet.
+
+    ``quick`` leaves out gradients and the slow parts of the diagnosis, and takes few data of its
+    gap: a quarter of a minute for a small run.
 
     Raises:
         InputError: as these commands.
@@ -37,17 +46,33 @@ def complete_run(console: Console, run: Run, seed: int, *, allow_code: bool = Fa
         "data_root": run.config.data_root,
         "allow_code": allow_code,
     }
-    if not subject.scores:
+    if not any(map(_is_whole(subject), subject.scores)):
         evaluate_run(console, run, Evaluating(seed=seed))
     if subject.comparison is None and subject.has_bound:
-        options = Comparing(None, PARTICLES, None, gradients=True, textbook=False, seed=seed)
+        repeats = QUICK_REPEATS if quick else None
+        options = Comparing(None, PARTICLES, repeats, not quick, textbook=False, seed=seed)
         compare_subject(
             console, compared(run.path, split="test", count=None, **place), run.path, options
         )
     if subject.diagnosis is None:
+        settings = Settings(seed=seed, **QUICK) if quick else Settings(seed=seed)
+        parts = QUICK_PARTS if quick else PARTS
         diagnose_subject(
-            console, diagnosed(run.path, **place), run.path, Settings(seed=seed), PARTS, asked=False
+            console, diagnosed(run.path, **place), run.path, settings, parts, asked=False
         )
+
+
+def _is_whole(subject: Subject) -> Callable[[tuple[Path, Entry]], bool]:
+    """Whether a score is of all test data, and each of theirs is kept, so that it can be paired."""
+    count = len(subject.run.data.test)
+
+    def is_whole(score: tuple[Path, Entry]) -> bool:
+        _, entry = score
+        protocol = entry["protocol"]
+        kept = "per_datum" in entry or not subject.has_bound
+        return protocol["split"] == "test" and protocol["count"] == count and kept
+
+    return is_whole
 
 
 def default_place(runs: Sequence[Path]) -> Path:

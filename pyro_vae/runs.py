@@ -161,14 +161,17 @@ def check_code(config: Config, allow_code: bool, path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read whole lines; a line cut short by a crash ends the file."""
+    """Read whole lines; a line cut short by a crash, or that is no row, ends the file."""
     rows = []
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
+                row = json.loads(line)
+            except ValueError:
                 break
+            if not isinstance(row, dict):
+                break
+            rows.append(row)
     return rows
 
 

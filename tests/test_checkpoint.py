@@ -149,3 +149,11 @@ def test_a_malicious_pickle_is_not_executed(tmp_path, zipped):
 def test_what_is_no_dictionary(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     assert "not a checkpoint" in refused(load_state, tmp_path / "list.pt")
+
+
+def test_a_device_is_not_replaced_by_a_file(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match="no regular file"):
+        write_atomically(pipe, lambda file: file.write(b"1"))
+    assert stat.S_ISFIFO(pipe.stat().st_mode)

@@ -252,10 +252,10 @@ def test_help_fits_a_screen_and_begins_with_what_is_needed_first(tmp_path, monke
     """80 columns; a line for each command."""
     monkeypatch.setenv("COLUMNS", "80")
     out = succeed("--help", cwd=tmp_path)
-    assert len(out.splitlines()) <= 27
+    assert len(out.splitlines()) <= 28
     names = re.findall(r"^│ (\w+) ", out, re.MULTILINE)
     assert names[:4] == ["demo", "train", "evaluate", "sample"]
-    assert len(names) == 12
+    assert len(names) == 13
 
 
 def test_resuming_a_finished_run_says_so(run):
@@ -556,15 +556,27 @@ def test_wrong_use_of_a_run(place, tmp_path, arguments):
 
 
 def test_demo(tmp_path):
-    out = succeed("demo", "--epochs", 1, "-K", 5, "--out", "d", cwd=tmp_path)
+    options = ("--epochs", 1, "-K", 5, "--no-diagnose", "--out", "d")
+    out = succeed("demo", *options, cwd=tmp_path)
     names = {"training", "samples", "reconstructions", "traversals", "interpolation", "latent"}
     pictures = {f"d/latent-8/figures/{name}.png" for name in names}
     pictures |= {f"d/latent-2/figures/{name}.png" for name in (*names, "manifold")}
-    assert set(out.partition("The pictures:")[2].split()) == pictures
+    shown, _, page = out.partition("The pictures:")[2].partition("All of it in a page")
+    assert set(shown.split()) == pictures
+    assert page.split()[-1] == "d/report.html"
+    assert "not compared yet" in (tmp_path / "d" / "report.html").read_text(encoding="utf-8")
     for picture in pictures:
         assert_picture(tmp_path / picture)
     assert out.count("log p(x), IWAE-5") == 2
     assert "exists" in refuse("train", *SMALL, "--out", "d/latent-8", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_the_page_of_the_demo_is_complete(tmp_path):
+    succeed("demo", "--epochs", 1, "-K", 5, "--out", "d", cwd=tmp_path)
+    page = (tmp_path / "d" / "report.html").read_text(encoding="utf-8")
+    assert " yet: pyro-vae" not in page
+    assert page.count("amortization gap") >= 2
 
 
 def test_three_images_are_enough(files, tmp_path):

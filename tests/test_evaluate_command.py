@@ -215,7 +215,7 @@ def test_flagged_data_may_be_the_difference_unless_seen_to(place):
     out = succeed("evaluate", "one", "two", *FEW, cwd=place)
     assert "It may be a difference of the guides: the estimate of " in out
     assert "of its 40 data are flagged); see --adaptive" in out
-    assert "± draws adds the errors of A and B, which share the noise of seed 0" in out
+    assert "± draws is the sum of the errors of A and B, which share the noise of seed 0: " in out
     fewer = ["-K", 60, "--count", 10, "--device", "cpu"]
     out = succeed("evaluate", "one", "two", *fewer, "--adaptive", cwd=place)
     assert "\nlog p(x), adaptive: " in out.partition("B: two")[2]

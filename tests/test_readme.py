@@ -15,7 +15,7 @@ SMALL = ["--encoder", "mlp(hidden=(8,))", "--epochs", "1", "--device", "cpu", "-
 SWEEP = ["--encoder", "mlp(hidden=(8,))", "--epochs", "1", "--seeds", "1", "-K", "5", "--count",
          "20", "--device", "cpu"]  # fmt: skip
 QUICK = {
-    "demo": ["--epochs", "1", "-K", "5"],
+    "demo": ["--epochs", "1", "-K", "5", "--no-diagnose"],
     "train": SMALL,
     "sweep": SWEEP,
     "evaluate": ["-K", "20", "--count", "12", "--device", "cpu"],

@@ -4,13 +4,13 @@ __all__ = ["write_comparison", "read_comparison", "to_json", "from_json"]
 
 import dataclasses
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pyro_vae.checkpoint import write_atomically
-from pyro_vae.comparison.rows import Check, Comparison, GradientRow, Truth, ValueRow
+from pyro_vae.comparison.rows import Comparison
+from pyro_vae.decoded import decoded, in_words
 from pyro_vae.errors import InputError
 from pyro_vae.textbook_table import TextbookRow
 
@@ -21,28 +21,23 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     JSON has no number for what is not finite: it is the word ``nan``, ``inf`` or ``-inf``.
     """
     mapping = dataclasses.asdict(comparison)
-    return {"protocol": _each(_word, mapping.pop("protocol")), **_each(_word, mapping)}
+    plain: dict[str, Any] = in_words({"protocol": mapping.pop("protocol"), **mapping})
+    return plain
 
 
-def from_json(mapping: dict[str, Any]) -> Comparison:
+def from_json(mapping: Any) -> Comparison:
     """Return the comparison that ``to_json`` made the mapping of.
 
     Raises:
         InputError: it lacks a field, or has one of another version.
     """
+    if isinstance(mapping, dict):
+        mapping = {name: each for name, each in mapping.items() if name != "textbook"}
     try:
-        truth = mapping["truth"]
-        return Comparison(
-            values=[_row(ValueRow, each) for each in mapping["values"]],
-            gradients=[_row(GradientRow, each) for each in mapping["gradients"]],
-            reference=mapping["reference"],
-            truth=None if truth is None else _row(Truth, truth),
-            checks=[_row(Check, each) for each in mapping["checks"]],
-            protocol=dict(mapping["protocol"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise InputError(f"expected a comparison of this version: {reason}") from None
+        comparison: Comparison = decoded(Comparison, mapping, "the file")
+    except InputError as error:
+        raise InputError(f"expected a comparison of this version: {error}") from None
+    return comparison
 
 
 def write_comparison(
@@ -55,7 +50,7 @@ def write_comparison(
     """
     mapping = to_json(comparison)
     if textbook:
-        mapping["textbook"] = _each(_word, [dataclasses.asdict(row) for row in textbook])
+        mapping["textbook"] = in_words([dataclasses.asdict(row) for row in textbook])
     text = json.dumps(mapping, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
@@ -75,26 +70,3 @@ def read_comparison(path: Path) -> Comparison:
         return from_json(mapping)
     except InputError as error:
         raise InputError(f"cannot read '{path}': {error}") from None
-
-
-def _row(kind: Callable[..., Any], fields: dict[str, Any]) -> Any:
-    """A row from its fields; where a number is expected a word is one that is not finite."""
-    numbers = {
-        each.name
-        for each in dataclasses.fields(kind)  # type: ignore[arg-type]
-        if each.type in (float, float | None)
-    }
-    return kind(**{k: float(v) if k in numbers and v is not None else v for k, v in fields.items()})
-
-
-def _word(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _each(function: Callable[[Any], Any], value: Any) -> Any:
-    """Apply a function to every leaf of nested dictionaries and sequences."""
-    if isinstance(value, dict):
-        return {key: _each(function, each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_each(function, each) for each in value]
-    return function(value)

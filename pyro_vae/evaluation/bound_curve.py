@@ -47,9 +47,10 @@ class MeanCurve:
                 [math.nan if e is None else float(e) for e in mapping["mean_standard_error"]],
                 int(mapping["count"]),
             )
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise InputError("expected a bound curve of this version") from None
-        if not len(curve.num_samples) == len(curve.mean) == len(curve.mean_standard_error):
+        sizes = {len(curve.num_samples), len(curve.mean), len(curve.mean_standard_error)}
+        if len(sizes) > 1 or any(error < 0 for error in curve.mean_standard_error):
             raise InputError("expected a bound curve of this version")
         return curve
 

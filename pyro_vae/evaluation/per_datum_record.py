@@ -5,6 +5,8 @@ __all__ = ["keep_per_datum", "write_per_datum", "read_per_datum"]
 import dataclasses
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,10 @@ def keep_per_datum(record: Path, evaluation: Evaluation, weights: str) -> dict[s
     Raises:
         InputError: the folder cannot be written.
     """
-    name = write_per_datum(record, evaluation.protocol, evaluation.per_datum)
     entry = evaluation.to_json() | {"weights_hash": weights}
+    if not all(math.isfinite(each.value) for each in evaluation.estimates.values()):
+        return entry  # which no record takes
+    name = write_per_datum(record, evaluation.protocol, evaluation.per_datum)
     return entry if name is None else entry | {"per_datum": name}
 
 
@@ -60,12 +64,12 @@ def read_per_datum(record: Path, entry: Mapping[str, Any]) -> dict[str, PerDatum
     """Read what the entry of a record names; nothing where it names none.
 
     Raises:
-        InputError: the file is missing, damaged, or of other data than the entry.
+        InputError: the file is missing, damaged, or of other data or numbers than the entry.
     """
     name = entry.get("per_datum")
     if name is None:
         return {}
-    if not isinstance(name, str) or Path(name).name != name:
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z]+-[0-9a-f]{12}\.safetensors", name):
         raise InputError(f"'{record}' names no file of its own folder: {name!r}")
     found: dict[str, dict[str, Tensor]] = {}
     for key, value in load_weights(record.with_name(name)).items():
@@ -77,4 +81,11 @@ def read_per_datum(record: Path, entry: Mapping[str, Any]) -> dict[str, PerDatum
         found.setdefault(estimate, {})[field] = value
     if not all("log_px" in fields for fields in found.values()):
         raise InputError(f"'{record.with_name(name)}' is damaged: it lacks log p(x)")
+    for estimate, fields in found.items():
+        value = entry["estimates"].get(estimate, {}).get("value", math.nan)
+        if not math.isclose(float(fields["log_px"].mean()), value, rel_tol=1e-9, abs_tol=1e-9):
+            raise InputError(
+                f"'{record.with_name(name)}' is of another evaluation than '{record}' says; "
+                "evaluate again"
+            )
     return {estimate: PerDatum(**fields) for estimate, fields in found.items()}

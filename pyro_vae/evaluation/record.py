@@ -106,12 +106,20 @@ def _is_entry(entry: Any) -> bool:
         return False
     return (
         isinstance(protocol, dict)
+        and _is_protocol(protocol)
         and "reconstruction" in estimates
         and (estimates.keys() <= _OF_A_POINT or estimates.keys() >= _BOUND)
         and all(map(_is_estimate, estimates.values()))
         and (units is None or _is_units(units))
         and ("pareto_k" not in entry or _is_pareto(entry["pareto_k"]))
     )
+
+
+def _is_protocol(protocol: dict[str, Any]) -> bool:
+    """Whether what a reader relies on is of its kind, where it is there."""
+    sizes = (protocol.get(name, 0) for name in ("count", "num_samples", "seed"))
+    words = (protocol.get(name, "") for name in ("split", "content_hash", "dtype"))
+    return all(type(size) is int for size in sizes) and all(isinstance(w, str) for w in words)
 
 
 def _is_pareto(block: Any) -> bool:
@@ -137,10 +145,11 @@ def _is_worst(row: Any) -> bool:
 
 
 def _is_estimate(estimate: Estimate) -> bool:
-    errors = (estimate.standard_error, estimate.data_standard_error, estimate.bias)
+    errors = (estimate.standard_error, estimate.data_standard_error)
     return (
         _is_number(estimate.value)
-        and all(error is None or _is_number(error) for error in errors)
+        and all(error is None or (_is_number(error) and error >= 0) for error in errors)
+        and (estimate.bias is None or _is_number(estimate.bias))
         and type(estimate.count) is int
         and isinstance(estimate.unit, str)
         and isinstance(estimate.note, str | None)

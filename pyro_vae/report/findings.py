@@ -3,6 +3,7 @@
 __all__ = ["estimators_topic", "diagnosis_topic"]
 
 import math
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from markupsafe import Markup
@@ -36,7 +37,7 @@ def estimators_topic(subjects: Sequence[Subject]) -> Topic:
     """Every estimator of the bound of each run, by value and by gradient."""
     blocks = []
     for subject in subjects:
-        missing = f"not compared yet: pyro-vae compare {subject.run.path}"
+        missing = f"not compared yet: pyro-vae compare {shlex.quote(str(subject.run.path))}"
         if not subject.has_bound:
             missing = POINT_NOTE
         found = subject.comparison
@@ -85,7 +86,7 @@ def diagnosis_topic(subjects: Sequence[Subject]) -> Topic:
     blocks = []
     for subject in subjects:
         found = subject.diagnosis
-        missing = f"not diagnosed yet: pyro-vae diagnose {subject.run.path}"
+        missing = f"not diagnosed yet: pyro-vae diagnose {shlex.quote(str(subject.run.path))}"
         parts = [note(missing)] if found is None else list(_parts(subject, found))
         blocks.append(Block(subject.name, parts, wide=found is not None))
     return Topic("diagnosis", "Diagnosis", blocks)
@@ -105,7 +106,7 @@ def _parts(subject: Subject, found: Diagnosis) -> Iterator[Markup]:
 
 def _diagnosed(subject: Subject, found: Diagnosis) -> Diagnosed:
     run = subject.run
-    count = found.protocol.get("splits", {}).get("test", {}).get("count", len(run.data.test))
+    count = found.protocol["splits"]["test"]["count"]
     x = data_of(run.data.test, count, run.device, run.config.torch_dtype())
     return Diagnosed(run.model, run.guide, x, run.facts)
 

@@ -1,6 +1,6 @@
 """A report: runs in, one page out that needs nothing else."""
 
-__all__ = ["write_report", "report_html"]
+__all__ = ["write_report", "report_html", "check_place"]
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -50,9 +50,9 @@ def write_report(
         InputError: a run given twice, an unknown split, a record that is damaged, a place that
             cannot be written.
     """
-    _check_place(path)
+    check_place(path)
     html = report_html(runs, split=split, seed=seed, on_topic=on_topic)
-    write_atomically(path, lambda file: file.write(html.encode()))
+    write_atomically(path, lambda file: file.write(html.encode(errors="replace")))
     return path
 
 
@@ -104,6 +104,13 @@ def _topics(subjects: Sequence[Subject], split: str, seed: int) -> Iterator[list
     yield [diagnosis_topic(subjects)]
 
 
-def _check_place(path: Path) -> None:
+def check_place(path: Path) -> None:
+    """Refuse a place that is none for a page, before any work.
+
+    Raises:
+        InputError: a folder, a file of another kind, or a file in the way.
+    """
     if path.is_dir() or any(parent.is_file() for parent in path.parents):
         raise InputError(f"cannot write '{path}': expected the name of a file for the page")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"cannot write '{path}': expected a name that ends in .html")

@@ -16,12 +16,16 @@ from pyro_vae.report.markup import picture_img
 from pyro_vae.report.subject import Subject
 from pyro_vae.runs import Run
 
+UNTRAINED_PRIOR = "Trained at β = 0: the training knew nothing of p(z)."
+
 
 class Drawing(NamedTuple):
     """What is drawn of a run, a split and a seed; None where it does not apply."""
 
     alt: str
     draw: Callable[[Run, str, int], Figure | None]
+    of_prior: bool = False
+    """Whether z are draws of p(z), or quantiles."""
 
 
 def explorer_topic(subjects: Sequence[Subject], split: str, seed: int) -> Topic:
@@ -60,7 +64,8 @@ def _drawn(subject: Subject, drawing: Drawing, split: str, seed: int) -> list[Ma
         return [note(str(error))]
     if drawn is None:
         return []
-    return [figure(picture_img(drawn, f"{drawing.alt}, {subject.name}"))]
+    caption = UNTRAINED_PRIOR if drawing.of_prior and subject.run.config.beta == 0 else ""
+    return [figure(picture_img(drawn, f"{drawing.alt}, {subject.name}"), caption)]
 
 
 def _pseudo_inputs(run: Run, split: str, seed: int) -> Figure | None:
@@ -75,7 +80,11 @@ _TOPICS = (
     (
         "samples",
         "Samples",
-        Drawing("Samples from the prior", lambda run, split, seed: gallery.samples(run, 64, seed)),
+        Drawing(
+            "Samples from the prior",
+            lambda run, split, seed: gallery.samples(run, 64, seed),
+            of_prior=True,
+        ),
         Drawing("Pseudo-inputs of the prior", _pseudo_inputs),
     ),
     (
@@ -109,6 +118,6 @@ _TOPICS = (
             "Posterior means of data",
             lambda run, split, seed: gallery.embedding(run, split, 5000, seed),
         ),
-        Drawing("The decoder over the latent plane", _manifold),
+        Drawing("The decoder over the latent plane", _manifold, of_prior=True),
     ),
 )

@@ -84,4 +84,5 @@ def _graphviz(program: Program, x: Tensor) -> str | None:
     except Exception:  # not installed, no `dot`, or a program that Pyro cannot inspect
         return None
     svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = svg.replace("~ _", "~ ")  # a class of ours that has no public name
     return re.sub(r'font-family="[^"]*"', "", svg).replace("xlink:href", "href").strip()

@@ -3,13 +3,13 @@
 __all__ = ["scores_topic", "differences_topic"]
 
 import itertools
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from pyro_vae.comparison.rows import Truth
-from pyro_vae.data import Split
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.bound_curve import MeanCurve
 from pyro_vae.evaluation.per_datum_record import read_per_datum
@@ -17,6 +17,7 @@ from pyro_vae.evaluation.record import Entry
 from pyro_vae.evaluation.scores import Estimate, Evaluation, PerDatum
 from pyro_vae.evaluation_figures import bound_curve
 from pyro_vae.evaluation_tables import (
+    POINT_NOTE,
     errors_note,
     evaluation_notes,
     evaluation_table,
@@ -34,6 +35,7 @@ from pyro_vae.report.content import Block, Topic, figure, note, notes
 from pyro_vae.report.markup import chart_svg, table_html
 from pyro_vae.report.subject import Subject
 
+OTHER_DATA = "These are scores of other data than the run's data set now holds."
 _METHODS = dict(zip(EVIDENCE, ("exact", "quadrature", "AIS"), strict=True))
 
 
@@ -46,9 +48,15 @@ def scores_topic(subjects: Sequence[Subject]) -> Topic:
             for i, (_, entry) in enumerate(subject.scores)
             for part in _entry_parts(subject, entry, f"{subject.key}-bound{i}")
         ]
-        missing = f"not scored yet: pyro-vae evaluate {subject.run.path}"
-        blocks.append(Block(subject.name, parts or [note(missing)]))
+        blocks.append(Block(subject.name, parts or [note(_missing(subject))]))
     return Topic("scores", "Scores", blocks)
+
+
+def _missing(subject: Subject) -> str:
+    command = f"pyro-vae evaluate {shlex.quote(str(subject.run.path))}"
+    if subject.entries:
+        return f"the scores in the folder are of other weights; anew: {command}"
+    return f"not scored yet: {command}"
 
 
 def _entry_parts(subject: Subject, entry: Entry, key: str) -> list[Markup]:
@@ -56,6 +64,7 @@ def _entry_parts(subject: Subject, entry: Entry, key: str) -> list[Markup]:
     evaluation = Evaluation(estimates, entry["protocol"], entry.get("pareto_k"))
     parts = [
         Markup("<h4>{}</h4>").format(_protocol_line(entry["protocol"])),
+        *([] if subject.scored_split(entry["protocol"]) else [note(OTHER_DATA)]),
         table_html(evaluation_table(evaluation)),
         notes([errors_note(evaluation), *evaluation_notes(evaluation)]),
     ]
@@ -68,9 +77,10 @@ def _protocol_line(protocol: dict[str, Any]) -> str:
     parts = [protocol["split"].capitalize(), f"{protocol['count']:,} data"]
     if protocol.get("content_hash"):
         parts.append(f"content {protocol['content_hash'][:8]}")
-    for name, title in (("num_samples", "K"), ("seed", "seed")):
-        if name in protocol:
-            parts.append(f"{title} = {protocol[name]:,}")
+    if protocol.get("num_samples", 1) > 1:
+        parts.append(f"K = {protocol['num_samples']:,}")
+    if "seed" in protocol:
+        parts.append(f"seed = {protocol['seed']}")
     parts += [protocol.get("dtype"), protocol.get("device")]
     return ", ".join(str(part) for part in parts if part)
 
@@ -113,34 +123,51 @@ def differences_topic(subjects: Sequence[Subject]) -> Topic | None:
         lead += " The intervals hold for all pairs together."
     found = {subject.key: list(_scored(subject)) for subject in subjects}
     blocks = [
-        Block(f"A: {a.name}, B: {b.name}", _difference(found[a.key], found[b.key], len(pairs)))
+        Block(
+            f"A: {a.name}, B: {b.name}",
+            _difference(found[a.key], found[b.key], _points(a, b), len(pairs)),
+        )
         for a, b in pairs
     ]
     return Topic("differences", "Differences, datum by datum", blocks, lead)
 
 
+def _points(a: Subject, b: Subject) -> list[str]:
+    """Which of the two have no estimate of log p(x) to begin with."""
+    return [
+        name
+        for name, each in (("A", a), ("B", b))
+        if not each.has_bound and not list(_scored(each))
+    ]
+
+
 def _scored(subject: Subject) -> Iterator[_Scored]:
-    """The latest entry first."""
+    """Entries of the data as they now are: of test data, of most data and draws, the latest."""
     run = subject.run
-    for record, entry in reversed(subject.scores):
+    latest_first = reversed(subject.scores)
+    for record, entry in sorted(latest_first, key=lambda each: _rank(each[1]), reverse=True):
         per_datum = read_per_datum(record, entry)
-        if per_datum:
-            split = _scored_split(run.data.split(entry["protocol"]["split"]), entry)
+        split = subject.scored_split(entry["protocol"])
+        if per_datum and split is not None:
             yield _Scored(
                 Side(run.config.likelihood, run.facts, split, entry["protocol"]), entry, per_datum
             )
 
 
-def _scored_split(split: Split, entry: Entry) -> Split:
-    count = entry["protocol"]["count"]
-    return split if count == len(split) else split.subset(count)
+def _rank(entry: Entry) -> tuple[bool, int, int]:
+    protocol = entry["protocol"]
+    return protocol["split"] == "test", protocol["count"], protocol.get("num_samples", 1)
 
 
-def _difference(a: Sequence[_Scored], b: Sequence[_Scored], num_pairs: int) -> list[Markup]:
+def _difference(
+    a: Sequence[_Scored], b: Sequence[_Scored], points: Sequence[str], num_pairs: int
+) -> list[Markup]:
     """The first two entries that may be compared; if none may, why the latest may not."""
+    if points:
+        return [note(f"{' and '.join(points)}: {POINT_NOTE}; nothing to subtract")]
     if not (a and b):
         which = " and ".join(name for name, side in (("A", a), ("B", b)) if not side)
-        return [note(f"{which} has no log p(x) of each datum: see pyro-vae evaluate")]
+        return [note(f"{which}: no log p(x) of each datum, of these weights and data, is recorded")]
     reason = ""
     for one, other in itertools.product(a, b):
         try:

@@ -3,7 +3,7 @@
 __all__ = ["Subject", "subjects_of"]
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,14 @@ from typing import Any
 
 from pyro_vae.comparison.record import read_comparison
 from pyro_vae.comparison.rows import Comparison
+from pyro_vae.data import Split
 from pyro_vae.diagnosis.record import read_diagnosis
 from pyro_vae.diagnosis.rows import Diagnosis
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.record import Entry, read_record, weights_hash
 from pyro_vae.runs import Run
+
+SPLITS = ("test", "valid", "train")
 
 
 @dataclass(frozen=True)
@@ -41,32 +44,60 @@ class Subject:
         """
         return [
             (record, entry)
-            for record in sorted((self.run.path / "evaluation").glob("*.json"))
-            for entry in read_record(record)
+            for record, entry in self.entries
             if entry.get("weights_hash") == self.weights_hash
         ]
 
     @cached_property
+    def entries(self) -> list[tuple[Path, Entry]]:
+        """Those of other weights too, the test split's first."""
+        folder = self.run.path / "evaluation"
+        records = [folder / f"{split}.json" for split in SPLITS]
+        return [
+            (record, entry)
+            for record in records
+            for entry in read_record(record)
+            if {"split", "count", "content_hash"} <= entry["protocol"].keys()
+            and entry["protocol"]["split"] == record.stem
+        ]
+
+    def scored_split(self, protocol: Mapping[str, Any]) -> Split | None:
+        """The data that a protocol speaks of; None where the data set now holds others."""
+        try:
+            split = self.run.data.split(protocol["split"])
+            split = split if protocol["count"] == len(split) else split.subset(protocol["count"])
+        except (InputError, KeyError, TypeError):
+            return None
+        return split if split.content_hash == protocol.get("content_hash") else None
+
+    @cached_property
     def comparison(self) -> Comparison | None:
-        """``comparison.json``, if there is one of these weights or of the untrained ones.
+        """``comparison.json``, if there is one of these data and weights, or the untrained ones.
 
         Raises:
             InputError: the file is damaged.
         """
         file = self.run.path / "comparison.json"
         found = read_comparison(file) if file.exists() else None
-        return found if found is not None and self._is_fresh(found.protocol) else None
+        if found is None or not self._is_fresh(found.protocol):
+            return None
+        return None if self.scored_split(found.protocol) is None else found
 
     @cached_property
     def diagnosis(self) -> Diagnosis | None:
-        """``diagnosis.json``, if there is one of these weights.
+        """``diagnosis.json``, if there is one of these data and weights.
 
         Raises:
             InputError: the file is damaged.
         """
         file = self.run.path / "diagnosis.json"
         found = read_diagnosis(file) if file.exists() else None
-        return found if found is not None and self._is_fresh(found.protocol) else None
+        if found is None or not self._is_fresh(found.protocol):
+            return None
+        splits = found.protocol.get("splits")
+        test = splits.get("test") if isinstance(splits, dict) else None
+        known = isinstance(test, dict) and self.scored_split({"split": "test", **test}) is not None
+        return found if known else None
 
     @property
     def has_bound(self) -> bool:

@@ -104,8 +104,10 @@ def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path):
     [
         ("{", "it is no JSON"),
         ("[]", "a comparison of this version"),
-        ('{"values": []}', "it lacks 'truth'"),
-        (json.dumps({**to_json(WHOLE), "checks": [{"name": "x"}]}), "missing"),
+        ('{"values": []}', "lacks 'gradients'"),
+        (json.dumps({**to_json(WHOLE), "checks": [{"name": "x"}]}), "lacks 'holds'"),
+        (json.dumps({**to_json(WHOLE), "reference": 3}), "reference is '3'"),
+        (json.dumps({**to_json(WHOLE), "values": [{"estimator": []}]}), "estimator is '[]'"),
         (json.dumps({**to_json(WHOLE), "truth": {"method": "exact", "log_px": "much"}}), "much"),
         (json.dumps({**to_json(WHOLE), "values": [{"spec": "trace"}]}), "spec"),
     ],

@@ -31,9 +31,13 @@ def same(a: PerDatum, b: PerDatum) -> bool:
 
 def test_what_is_written_is_read(tmp_path):
     record = tmp_path / "test.json"
-    estimate = Estimate(-2.25, 0.1, 0.2, 3)
+    estimates = {
+        "reconstruction": Estimate(-2.0, 0.1, 0.2, 3),
+        "log_likelihood": Estimate(-2.25, 0.1, 0.2, 3),
+        "log_evidence": Estimate(-6.5 / 3, None, 0.2, 3),
+    }
     evaluation = Evaluation(
-        {"reconstruction": estimate}, PROTOCOL,
+        estimates, PROTOCOL,
         per_datum={"log_likelihood": ALL, "log_evidence": EXACT},
     )  # fmt: skip
     entry = keep_per_datum(record, evaluation, "hash")
@@ -56,16 +60,25 @@ def test_a_protocol_has_a_file_of_its_own(tmp_path):
     assert read_per_datum(record, {"protocol": PROTOCOL}) == {}
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", 3, ["a"], "a/b"])
+@pytest.mark.parametrize(
+    "name",
+    ["../secret.safetensors", "/etc/passwd", 3, ["a"], "a/b", "", "best.safetensors", "\ud800"],
+)
 def test_no_file_outside_is_read(tmp_path, name):
     with pytest.raises(InputError, match="names no file of its own folder"):
         read_per_datum(tmp_path / "test.json", {"protocol": PROTOCOL, "per_datum": name})
 
 
-def test_other_data_and_damage_are_refused(tmp_path):
+def test_other_numbers_other_data_and_damage_are_refused(tmp_path):
     record = tmp_path / "test.json"
     name = write_per_datum(record, PROTOCOL, {"log_likelihood": ALL})
-    entry = {"protocol": PROTOCOL | {"count": 4}, "per_datum": name}
+    estimates = {"log_likelihood": {"value": -2.25}}
+    entry = {"protocol": PROTOCOL, "per_datum": name, "estimates": estimates}
+    assert read_per_datum(record, entry).keys() == {"log_likelihood"}
+    for other in ({"log_likelihood": {"value": -2.2501}}, {}):  # copied from another run
+        with pytest.raises(InputError, match="of another evaluation"):
+            read_per_datum(record, entry | {"estimates": other})
+    entry = entry | {"protocol": PROTOCOL | {"count": 4}}
     with pytest.raises(InputError, match="of other data"):
         read_per_datum(record, entry)
     entry["protocol"] = PROTOCOL

@@ -139,7 +139,46 @@ def test_scores_of_other_weights_are_left_out(scored, tmp_path, plain):
     record = run.path / "evaluation" / "test.json"
     (entry,) = read_record(record)
     write_record(record, [entry | {"weights_hash": "0" * 64}])
-    assert "not scored yet" in Page(report_html([run])).words
+    assert "the scores in the folder are of other weights" in Page(report_html([run])).words
+
+
+def test_the_difference_is_of_test_data_and_of_most_of_them(scored, tmp_path, plain):
+    """Not of what was scored last, nor of the data it was trained on."""
+    runs = [copied(run, tmp_path / run.path.name) for run in scored]
+    before = Page(report_html(runs)).words
+    for run in runs:
+        for options in (
+            Options(num_samples=20, count=10), Options("valid", num_samples=60, count=50),
+            Options("train", num_samples=60, count=50), Options(num_samples=10, count=40),
+        ):  # fmt: skip
+            evaluate_run(Console(quiet=True), run, options)
+    after = Page(report_html([load_run(run.path) for run in runs])).words
+    start = "A: plain, B: mixed"
+    assert before[before.index(start) :] == after[after.index(start) :]
+
+
+def test_scores_of_other_data_are_said_to_be_and_not_subtracted(small_run, tmp_path, plain):
+    """The file that both were trained on is another now."""
+    x = small_run().data.train.scored(slice(0, 60)).numpy().astype(np.uint8)
+    np.save(tmp_path / "mine.npy", x)
+    run = small_run(data=f"{tmp_path / 'mine.npy'}(values=binary)", epochs=1)
+    runs = [copied(run, tmp_path / name) for name in ("a", "b")]
+    for each in runs:
+        evaluate_run(Console(quiet=True), each, Options(num_samples=20))
+    assert "A and B agree on every datum" in Page(report_html(runs)).words
+    np.save(tmp_path / "mine.npy", 1 - x)
+    words = Page(report_html([load_run(each.path) for each in runs])).words
+    assert words.count("scores of other data than the run's data set now holds") == 2
+    assert "agree" not in words
+
+
+def test_numbers_of_another_run_are_not_taken_for_ones_own(scored, tmp_path, plain):
+    runs = [copied(run, tmp_path / run.path.name) for run in scored]
+    (source,) = (runs[0].path / "evaluation").glob("*.safetensors")
+    (target,) = (runs[1].path / "evaluation").glob("*.safetensors")
+    shutil.copy(source, target)
+    with pytest.raises(InputError, match="of another evaluation"):
+        report_html(runs)
 
 
 def test_a_damaged_record_is_one_line(scored, tmp_path):
@@ -212,6 +251,14 @@ def test_a_point_has_no_likelihood(small_run, tmp_path):
     scores = scores[: scores.index("Explore the latents")]
     assert "ELBO" not in scores.replace(POINT_NOTE, "")
     assert scores.count("log p(x|z(x))") == 2
+    assert "K =" not in scores[:60]
+
+
+def test_a_point_has_nothing_to_subtract(small_run, scored, tmp_path, plain):
+    point = copied(small_run(guide="delta", beta=0.0), tmp_path / "point")
+    evaluate_run(Console(quiet=True), point, Options(count=40))
+    words = Page(report_html([scored[0], load_run(point.path)])).words
+    assert f"B: {POINT_NOTE}; nothing to subtract" in words
 
 
 @pytest.mark.parametrize(
@@ -299,6 +346,7 @@ def test_wrong_input_is_one_line(scored, tmp_path):
         (["report", "run", "--out", "."], "expected the name of a file"),
         (["report", "run", "run"], "given twice"),
         (["report", "run", "--split", "tset"], "unknown split"),
+        (["report", "run", "--out", "run/best.safetensors"], "ends in .html"),
     ]
     for arguments, reason in cases:
         assert reason in refuse(*arguments, cwd=tmp_path)

@@ -9,10 +9,13 @@ import torch
 from rich.console import Console
 
 from pyro_vae import load_run
+from pyro_vae.compare_command import Options, compare_subject
+from pyro_vae.comparison.subject import run_subject
 from pyro_vae.defaults import Settings
 from pyro_vae.diagnose_command import diagnose_subject
 from pyro_vae.diagnose_command import run_subject as diagnosed
-from pyro_vae.evaluate_command import Options, evaluate_run
+from pyro_vae.evaluate_command import Options as Evaluating
+from pyro_vae.evaluate_command import evaluate_run
 from pyro_vae.report import write_report
 
 QUIET = Console(quiet=True)
@@ -45,11 +48,13 @@ def reports(browser, small_run, tmp_path_factory):
     runs = []
     for name, changes in (("plane", {}), ("five", {"latent_dim": 5})):
         shutil.copytree(small_run(data="digits(values=binary)", **changes).path, folder / name)
-        evaluate_run(QUIET, load_run(folder / name), Options(num_samples=40, count=30))
+        evaluate_run(QUIET, load_run(folder / name), Evaluating(num_samples=40, count=30))
         runs.append(folder / name)
     subject = diagnosed(runs[0], weights="best", device="cpu", data_root=None, allow_code=False)
     parts = ("gap", "reliability", "latents", "checks", "space")
     diagnose_subject(QUIET, subject, runs[0], SMALL, parts)
+    compared = run_subject(runs[0], count=8, device="cpu")
+    compare_subject(QUIET, compared, runs[0], Options(None, (1, 4), 4, True, False, 0))
     loaded = [load_run(run) for run in runs]
     one = write_report(loaded[:1], folder / "one.html")
     return {1: one.as_uri(), 2: write_report(loaded, folder / "two.html").as_uri()}
