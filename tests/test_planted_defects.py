@@ -852,8 +852,8 @@ DEFECTS = [
     Defect(
         "a record that names a file elsewhere",
         "pyro_vae/evaluation/per_datum_record.py",
-        r'if not isinstance(name, str) or not re.fullmatch(r"[a-z]+-[0-9a-f]{12}\.safetensors", name):',
-        "if not isinstance(name, str):",
+        r' or not re.fullmatch(r"[a-z]+-[0-9a-f]{12}\.safetensors", name)',
+        "",
         "tests/evaluation/test_per_datum_record.py::test_no_file_outside_is_read",
     ),
     Defect(
