@@ -89,13 +89,13 @@ def copied(run, place: Path):
 
 
 def test_it_is_whole_and_needs_nothing_else(scored):
-    found = Page(report_html(scored))
+    html = report_html(scored)
+    found = Page(html)
     assert len(set(found.ids)) == len(found.ids)
     assert all(source.startswith("data:image/png;base64,") for source in found.sources)
     assert all(link.startswith("#") and link[1:] in found.ids for link in found.links)
     assert found.tags.count("h2") == 12
     assert "link" not in found.tags
-    html = report_html(scored)
     assert "default-src 'none'" in html
     outside = set(re.findall(r"https?://[^\s\"'<)]+", html))
     assert outside <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
@@ -268,7 +268,7 @@ def test_a_point_has_nothing_to_subtract(small_run, scored, tmp_path, plain):
         {"latent_dim": 1},
         {"model": "hierarchical", "guide": "hierarchical"},
         {"prior": "vamp(components=4)", "latent_dim": 3},
-        {"prior": "flow", "guide": "iaf"},
+        {"prior": "flow", "guide": "planar"},
         {"data": "digits(values=continuous)", "likelihood": "normal(scale=learned)"},
         {"data": "digits(values=levels)", "likelihood": "discretized_logistic"},
     ],
