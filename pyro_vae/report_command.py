@@ -25,7 +25,7 @@ from pyro_vae.runs import Run
 PARTICLES = (1, 8, 64)
 QUICK_PARTS = ("gap", "latents", "checks", "space")
 QUICK_REPEATS = 30
-QUICK = {"gap_count": 8, "num_chains": 8, "num_temperatures": 60}
+QUICK_GAP_COUNT = 6
 
 
 def complete_run(
@@ -55,7 +55,8 @@ def complete_run(
             console, compared(run.path, split="test", count=None, **place), run.path, options
         )
     if subject.diagnosis is None:
-        settings = Settings(seed=seed, **QUICK) if quick else Settings(seed=seed)
+        gap_count = QUICK_GAP_COUNT if quick else Settings.gap_count
+        settings = Settings(seed=seed, gap_count=gap_count)
         parts = QUICK_PARTS if quick else PARTS
         diagnose_subject(
             console, diagnosed(run.path, **place), run.path, settings, parts, asked=False
