@@ -326,7 +326,7 @@ def test_complete_scores_compares_and_diagnoses(small_run, tmp_path):
     found = Page((tmp_path / "a.html").read_text(encoding="utf-8"))
     assert "not yet" not in found.words.replace("not yet trained", "")
     assert " yet: pyro-vae" not in found.words
-    for told in ("IWAE-5000", "closed_form", "signal-to-noise", "amortization", "active"):
+    for told in ("IWAE-5000", "closed_form", "Signal-to-noise", "amortization", "active"):
         assert told in found.words, told
     diagnosis = json.loads((tmp_path / "run" / "diagnosis.json").read_text())
     assert f"{diagnosis['gaps'][1]['total']['value']:.1f}" in found.words
