@@ -9,6 +9,7 @@ __all__ = [
     "posterior_draw",
     "prior_mean",
     "moments",
+    "expectation",
     "project",
     "traverse",
     "interpolate",
@@ -42,7 +43,7 @@ def sample_prior(model: Any, num_samples: int, *, seed: int = 0) -> Pictures:
     """Draw z from the model's own prior and decode it, ``[num_samples, *event_shape]``."""
     with seeded(derive_seed(seed, "sample"), _device(model)):
         p = model.decode(model.prior().sample((num_samples,)))
-        return Pictures(_mean(p, seed), p.sample())
+        return Pictures(expectation(p, seed), p.sample())
 
 
 @torch.no_grad()
@@ -54,7 +55,7 @@ def sample_standard_normal(model: Any, num_samples: int, *, seed: int = 0) -> Te
     with seeded(derive_seed(seed, "standard normal"), _device(model)):
         like = model.prior().sample()
         z = torch.randn(num_samples, *like.shape, device=like.device, dtype=like.dtype)
-    return _mean(model.decode(z), seed)
+    return expectation(model.decode(z), seed)
 
 
 @torch.no_grad()
@@ -62,7 +63,7 @@ def reconstruct(model: Any, guide: Any, x: Tensor, *, seed: int = 0) -> Pictures
     """Draw one z ~ q(z|x) a datum and decode it, ``[B, *event_shape]``."""
     with seeded(derive_seed(seed, "reconstruct"), x.device):
         p = model.decode(guide.posterior(x).sample())
-        return Pictures(_mean(p, seed), p.sample())
+        return Pictures(expectation(p, seed), p.sample())
 
 
 @torch.no_grad()
@@ -126,7 +127,7 @@ def traverse(
         if not 0 <= dim < len(start):
             raise InputError(f"latent dimension {dim} is outside 0 … {len(start) - 1}")
         z[row, :, dim] = mean[dim] + scale[dim] * values.to(mean)
-    return _mean(model.decode(z), seed)
+    return expectation(model.decode(z), seed)
 
 
 @torch.no_grad()
@@ -144,7 +145,7 @@ def interpolate(
     ends = posterior_mean(guide, first, seed=seed), posterior_mean(guide, last, seed=seed)
     weight = torch.linspace(0, 1, num_steps).to(ends[0])[:, None]
     z = ends[0][:, None] * (1 - weight) + ends[1][:, None] * weight
-    return _mean(model.decode(z), seed)
+    return expectation(model.decode(z), seed)
 
 
 @torch.no_grad()
@@ -163,10 +164,10 @@ def manifold(model: Any, num_steps: int = 15) -> tuple[Tensor, Tensor]:
     quantile = (torch.arange(num_steps, dtype=torch.float64) + 0.5) / num_steps
     values = torch.special.ndtri(quantile).to(mean)
     z = mean + scale * torch.cartesian_prod(values, values)
-    return _mean(model.decode(z.view(num_steps, num_steps, 2)), 0), values
+    return expectation(model.decode(z.view(num_steps, num_steps, 2)), 0), values
 
 
-def _mean(p: TorchDistribution, seed: int) -> Tensor:
+def expectation(p: TorchDistribution, seed: int) -> Tensor:
     """E[x], over draws where the likelihood has none (the mean may not exist either)."""
     try:
         mean: Tensor = p.mean

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import InputError
-from pyro_vae.generation import _mean
-from pyro_vae.report.decoder_program import encode_array
+from pyro_vae.generation import expectation
+from pyro_vae.report.array_program import encode_array
 
 NODES = {1: 129, 2: 33, 3: 11}  # an axis, by the number of axes
 SPAN = 3.0  # standard deviations of the prior
@@ -46,7 +46,7 @@ def decoder_grid(model: Any, mean: Tensor, scale: Tensor, order: list[int]) -> d
     points = torch.cartesian_prod(*axes).reshape(-1, len(dims))
     z = mean.repeat(len(points), 1)
     z[:, dims] = points
-    images = torch.cat([_mean(model.decode(part), 0) for part in z.split(DECODED_AT_ONCE)])
+    images = torch.cat([expectation(model.decode(part), 0) for part in z.split(DECODED_AT_ONCE)])
     levels, least, largest = _quantized(images.reshape(len(z), size))
     return {
         "dims": dims,

@@ -17,8 +17,9 @@ from pyro_vae.axes import PALETTE
 from pyro_vae.errors import InputError
 from pyro_vae.gallery import display_range, some_data
 from pyro_vae.generation import MOMENT_DRAWS, moments, posterior_mean
+from pyro_vae.report.array_program import encode_array
 from pyro_vae.report.decoder_grid import SPAN, decoder_grid
-from pyro_vae.report.decoder_program import decoder_program, encode_array
+from pyro_vae.report.decoder_program import decoder_program
 from pyro_vae.runs import Run
 from pyro_vae.seeding import derive_seed, seeded
 

@@ -37,13 +37,21 @@ def estimators_topic(subjects: Sequence[Subject]) -> Topic:
     """Every estimator of the bound of each run, by value and by gradient."""
     blocks = []
     for subject in subjects:
-        missing = f"not compared yet: pyro-vae compare {shlex.quote(str(subject.run.path))}"
+        missing = _missing(subject, "compare", "comparison", "not compared yet")
         if not subject.has_bound:
             missing = POINT_NOTE
         found = subject.comparison
         parts = [note(missing)] if found is None else list(_estimators(subject, found))
         blocks.append(Block(subject.name, parts, wide=found is not None))
     return Topic("estimators", "Estimators of the bound", blocks)
+
+
+def _missing(subject: Subject, command: str, record: str, never: str) -> str:
+    """The command that makes what is not there, or not of these data and weights."""
+    line = f"pyro-vae {command} {shlex.quote(str(subject.run.path))}"
+    if (subject.run.path / f"{record}.json").exists():
+        return f"the {record} in the folder is of other weights or data; anew: {line}"
+    return f"{never}: {line}"
 
 
 def _estimators(subject: Subject, found: Comparison) -> Iterator[Markup]:
@@ -86,7 +94,7 @@ def diagnosis_topic(subjects: Sequence[Subject]) -> Topic:
     blocks = []
     for subject in subjects:
         found = subject.diagnosis
-        missing = f"not diagnosed yet: pyro-vae diagnose {shlex.quote(str(subject.run.path))}"
+        missing = _missing(subject, "diagnose", "diagnosis", "not diagnosed yet")
         parts = [note(missing)] if found is None else list(_parts(subject, found))
         blocks.append(Block(subject.name, parts, wide=found is not None))
     return Topic("diagnosis", "Diagnosis", blocks)

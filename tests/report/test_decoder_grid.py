@@ -8,8 +8,8 @@ import torch
 
 from pyro_vae.errors import InputError
 from pyro_vae.report import decoder_grid as grid_module
+from pyro_vae.report.array_program import decode_array
 from pyro_vae.report.decoder_grid import decoder_grid
-from pyro_vae.report.decoder_program import decode_array
 
 MEAN = torch.tensor([0.5, -0.25, 0.1, 1.0, -0.4])
 SCALE = torch.tensor([1.0, 0.5, 2.0, 0.8, 1.3])

@@ -8,15 +8,15 @@ from torch import nn
 
 from pyro_vae.components import names
 from pyro_vae.report import decoder_program as program_module
-from pyro_vae.report.decoder_program import (
+from pyro_vae.report.array_program import (
     BINARY,
     REDUCTIONS,
     UNARY,
     decode_array,
-    decoder_program,
     encode_array,
     run_program,
 )
+from pyro_vae.report.decoder_program import decoder_program
 
 MEASURES = {
     "bernoulli": "binary",

@@ -12,7 +12,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.gallery import display_range, some_data
 from pyro_vae.generation import moments, posterior_mean
 from pyro_vae.report import explorer
-from pyro_vae.report.decoder_program import decode_array, run_program
+from pyro_vae.report.array_program import decode_array, run_program
 from pyro_vae.report.explorer import _classes as classes_of
 from pyro_vae.report.explorer import explorer_assets, explorer_data, explorer_html
 

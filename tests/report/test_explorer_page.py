@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyro_vae.axes import PALETTE
-from pyro_vae.report.decoder_program import decode_array
+from pyro_vae.report.array_program import decode_array
 from pyro_vae.report.explorer import explorer_assets, explorer_data, explorer_html
 
 CONV = {"encoder": "conv(channels=(4,), hidden=8)", "latent_dim": 5, "epochs": 1}

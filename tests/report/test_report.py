@@ -13,13 +13,23 @@ import torch
 from rich.console import Console
 
 from pyro_vae import load_run
+from pyro_vae.compare_command import Options as Comparing
+from pyro_vae.compare_command import compare_subject
+from pyro_vae.comparison.record import read_comparison
+from pyro_vae.comparison.subject import run_subject
+from pyro_vae.comparison_tables import check_tables, value_tables
+from pyro_vae.defaults import Settings
+from pyro_vae.diagnose_command import diagnose_subject
+from pyro_vae.diagnose_command import run_subject as diagnosed
+from pyro_vae.diagnosis.record import read_diagnosis
+from pyro_vae.diagnosis_tables import part_report
 from pyro_vae.errors import InputError
 from pyro_vae.evaluate_command import Options, evaluate_run
 from pyro_vae.evaluation import log_likelihood
 from pyro_vae.evaluation.paired import paired_difference
 from pyro_vae.evaluation.record import read_record, write_record
-from pyro_vae.evaluation.scores import PerDatum
-from pyro_vae.evaluation_tables import POINT_NOTE
+from pyro_vae.evaluation.scores import Estimate, PerDatum
+from pyro_vae.evaluation_tables import POINT_NOTE, cells
 from pyro_vae.report import page, report_html, write_report
 from pyro_vae.report.content import Topic
 from tests.command import refuse, succeed
@@ -116,11 +126,9 @@ def test_the_same_runs_give_the_same_bytes_and_folders_are_left_alone(scored, tm
 def test_scores_are_those_of_the_record_with_their_errors(scored, plain):
     words = Page(report_html(scored[:1])).words
     (entry,) = read_record(scored[0].path / "evaluation" / "test.json")
-    for name in ("elbo", "reconstruction", "kl", "log_likelihood"):
-        estimate = entry["estimates"][name]
-        digits = 3 if name == "log_likelihood" else 2
-        assert f"{estimate['value']:.{digits}f}"[:-1] in words, name
-        assert f"{estimate['data_standard_error']:.3f}"[:4] in words, name
+    for fields in entry["estimates"].values():
+        shown = [text for text in cells(Estimate(**fields)) if text != "–"]
+        assert " ".join(shown) in words.replace(" – ", " "), fields
     for told in ("± draws", "± data", "bias", "K = 50", "40 data", "IWAE-50", "k̂, from"):
         assert told in words
     assert "E log p̂" not in words
@@ -179,6 +187,34 @@ def test_numbers_of_another_run_are_not_taken_for_ones_own(scored, tmp_path, pla
     shutil.copy(source, target)
     with pytest.raises(InputError, match="of another evaluation"):
         report_html(runs)
+
+
+def test_findings_are_those_of_the_records_and_of_these_weights(scored, tmp_path, plain):
+    """Every cell of every table, in its order; of other weights, the command alone."""
+    run = copied(scored[0], tmp_path / "run")
+    compared = run_subject(run.path, count=8)
+    compare_subject(
+        Console(quiet=True), compared, run.path, Comparing(None, (1,), 4, False, False, 0)
+    )
+    subject = diagnosed(run.path, weights="best", device="cpu", data_root=None, allow_code=False)
+    settings = Settings(count=40, gap_count=2, num_samples=40)
+    diagnose_subject(Console(quiet=True), subject, run.path, settings, ("latents",))
+    words = Page(report_html([run])).words
+    comparison = read_comparison(run.path / "comparison.json")
+    diagnosis = read_diagnosis(run.path / "diagnosis.json")
+    tables = [*value_tables(comparison, 1000), *check_tables(comparison.checks, 1000)]
+    tables += part_report("latents", diagnosis, 1000).tables
+    assert len(tables) >= 4
+    for table in tables:
+        columns = [[str(getattr(cell, "plain", cell)) for cell in c.cells] for c in table.columns]
+        for row in zip(*columns, strict=True):
+            assert " ".join(" ".join(row).split()) in words
+    for name in ("comparison", "diagnosis"):
+        file = run.path / f"{name}.json"
+        file.write_text(file.read_text().replace(comparison.protocol["weights_hash"], "0" * 64))
+    words = Page(report_html([load_run(run.path)])).words
+    for name in ("comparison", "diagnosis"):
+        assert f"the {name} in the folder is of other weights or data" in words
 
 
 def test_a_damaged_record_is_one_line(scored, tmp_path):
